@@ -1,0 +1,36 @@
+"""What an algorithm is: a frozen dataclass with two verbs. Its fields are its YAML keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rlft.types import Group, Term, Ticket, WeightUpdate
+
+if TYPE_CHECKING:
+    from rlft.run import Run
+
+
+class Algo:
+    """Base of algorithms. `collect` gathers groups for a ticket, `learn` turns them into an update.
+
+    samples: whether `collect` needs samplers; max_staleness: how many updates old its data may be.
+    """
+
+    samples: ClassVar[bool] = True
+    max_staleness: ClassVar[int] = 0
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The objective: what is summed, each with its coefficient."""
+        raise NotImplementedError
+
+    def init_state(self) -> Any:
+        """State that changes while running, if there is any; saved with each checkpoint."""
+        return None
+
+    async def collect(self, run: Run, ticket: Ticket) -> list[Group]:
+        raise NotImplementedError
+
+    def learn(self, run: Run, groups: list[Group]) -> WeightUpdate | None:
+        """Returns the update, or None when there was nothing to learn from."""
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""From rows to batches: who learns what in which order, and the padded tensors of a micro-batch.
+
+Both halves are pure. `plan` needs lengths only, so the driver runs it without touching a token;
+`assemble` runs in the learner rank that holds the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlft.seeding import Key
+from rlft.types import Row
+
+MicroBatch = tuple[int, ...]
+"""Indices of rows; empty: a micro-batch that only keeps ranks in step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer step: for each rank its micro-batches, the same number on every rank."""
+
+    ranks: tuple[tuple[MicroBatch, ...], ...]
+
+    @property
+    def rows(self) -> list[int]:
+        """Every row of the update, each once."""
+        return [row for rank in self.ranks for micro in rank for row in micro]
+
+
+def plan(
+    lengths: Sequence[int],
+    *,
+    world: int,
+    budget: int,
+    minibatches: int = 1,
+    epochs: int = 1,
+    key: Key | None = None,
+) -> tuple[Update, ...]:
+    """Returns `epochs x minibatches` updates over rows of `lengths` tokens.
+
+    Rows of similar length share a micro-batch, so little is padded: `rows x longest` stays within
+    `budget` tokens, except that a row longer than that gets its own. With more than one minibatch the
+    rows are shuffled by `key`, differently each epoch. Every row occurs once an epoch.
+    Raises ValueError if there are fewer rows than minibatches.
+    """
+    if minibatches > len(lengths):
+        raise ValueError(f"{minibatches} minibatches of only {len(lengths)} rows")
+    updates = []
+    for epoch in range(epochs):
+        order = list(range(len(lengths)))
+        if minibatches > 1:
+            if key is None:
+                raise ValueError("minibatches need a key to shuffle by")
+            key.child("epoch", epoch).rng().shuffle(order)
+        for index in range(minibatches):
+            updates.append(_one_update(order[index::minibatches], lengths, world, budget))
+    return tuple(updates)
+
+
+def _one_update(rows: list[int], lengths: Sequence[int], world: int, budget: int) -> Update:
+    # Longest first; ties by index, so that the plan depends on nothing else.
+    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
+    # Never so large that a rank would be left without work.
+    fair = min(budget, -(-sum(lengths[row] for row in rows) // world))
+    micros: list[list[int]] = []
+    for row in ordered:
+        if micros and (len(micros[-1]) + 1) * lengths[micros[-1][0]] <= fair:
+            micros[-1].append(row)
+        else:
+            micros.append([row])
+    while len(micros) % world:
+        micros.append([])
+    # Neighbours in length go to different ranks, which balances tokens.
+    return Update(tuple(tuple(tuple(m) for m in micros[rank::world]) for rank in range(world)))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A padded micro-batch. ids: int64 `[B, L]`; position: int64 `[B, T]`, index into L of each
+    decision; mask: bool `[B, T]`; sample_logp: float32 `[B, T]`, NaN where padded."""
+
+    ids: torch.Tensor
+    position: torch.Tensor
+    mask: torch.Tensor
+    sample_logp: torch.Tensor
+
+
+def assemble(rows: Sequence[Row], pad_id: int) -> Inputs:
+    """Pads `rows` on the right to the longest. No rows: one row of padding with nothing to train."""
+    num = max(1, len(rows))
+    length = max((len(r.ids) for r in rows), default=2)
+    decisions = max((len(r.ids) - r.prompt_len for r in rows), default=1)
+    ids = np.full((num, length), pad_id, np.int64)
+    position = np.zeros((num, decisions), np.int64)
+    mask = np.zeros((num, decisions), bool)
+    sample_logp = np.full((num, decisions), np.nan, np.float32)
+    for index, row in enumerate(rows):
+        chosen = len(row.ids) - row.prompt_len
+        ids[index, : len(row.ids)] = row.ids
+        position[index, :chosen] = np.arange(row.prompt_len, len(row.ids))
+        mask[index, :chosen] = True
+        sample_logp[index, :chosen] = row.sample_logp
+    return Inputs(*(torch.from_numpy(array) for array in (ids, position, mask, sample_logp)))

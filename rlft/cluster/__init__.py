@@ -1,0 +1,1 @@
+"""Ray: starting, placing, waiting, ending."""

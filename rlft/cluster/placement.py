@@ -1,0 +1,156 @@
+"""Who runs where, with how many threads: decided before anything starts, and printed.
+
+On CPU, threads are the first performance bug: engines and learners that together run more threads than
+there are cores spin against each other and slow down tenfold. While collecting and learning take
+turns (`max_staleness: 0`) each phase has the machine to itself, so each may use every core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlft.config import Config
+from rlft.errors import ResourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Threads and Ray resources of every actor."""
+
+    cores: float
+    gpus: float
+    sampler_threads: int
+    learner_threads: int
+    bundles: tuple[dict[str, float], ...]
+    sampler_bundle: tuple[int, ...]
+    learner_bundle: tuple[int, ...]
+    reward_bundle: int
+    lines: tuple[str, ...]
+
+
+_SHARE = 0.01
+"""CPUs that an actor asks Ray for. Ray's count is bookkeeping; threads are what we plan ourselves, and
+asking for whole cores would leave actors unplaced on a small machine."""
+
+
+def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
+    """Plans for a cluster with `{"CPU": ..., "GPU": ...}`.
+
+    Raises ResourceError when more cores or GPUs are asked for than there are.
+    """
+    have_cpus, have_gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    cores = float(cfg.cluster.cpus or have_cpus)
+    if cores > have_cpus:
+        raise ResourceError(
+            f"cluster.cpus asks for {cores:g} cores, the cluster has {have_cpus:g}; lower it or "
+            f"leave it out to use what is there."
+        )
+    samplers, learners = cfg.sampler.num, cfg.learner.num
+    need_gpus = _gpus_needed(cfg)
+    if need_gpus > have_gpus:
+        raise ResourceError(
+            f"the configuration asks for {need_gpus:g} GPUs ({samplers} samplers x "
+            f"{cfg.sampler.gpus:g}, {learners} learners x {cfg.learner.gpus:g}, "
+            f"{cfg.cluster.placement}), the cluster has {have_gpus:g}; lower sampler.gpus, "
+            f"learner.gpus or their numbers, or use a larger cluster."
+        )
+    if cfg.learner.gpus not in (0, 1):
+        raise ResourceError(f"learner.gpus is {cfg.learner.gpus:g}; a rank takes 0 or 1 GPU")
+    sampler_threads = cfg.cluster.threads_per_sampler or max(1, int(cores // max(1, samplers)))
+    learner_threads = cfg.cluster.threads_per_learner or max(1, int(cores // learners))
+    for role, count, threads in (
+        ("sampler", samplers, sampler_threads),
+        ("learner", learners, learner_threads),
+    ):
+        given = getattr(cfg.cluster, f"threads_per_{role}")
+        if given and count * threads > cores:
+            raise ResourceError(
+                f"{count} {role}s x {threads} threads are more than the {cores:g} cores; lower "
+                f"cluster.threads_per_{role}."
+            )
+    bundles, sampler_bundle, learner_bundle = _bundles(cfg)
+    lines = (
+        f"cluster: {have_cpus:g} cores, {have_gpus:g} GPUs; planned for {cores:g} cores, "
+        f"{need_gpus:g} GPUs, {cfg.cluster.placement}",
+        f"threads: collect {samplers} sampler x {sampler_threads}, then learn {learners} learner x "
+        f"{learner_threads}; {cfg.rewards.workers} reward worker x 1 (the phases take turns)",
+    )
+    return Plan(
+        cores=cores,
+        gpus=need_gpus,
+        sampler_threads=sampler_threads,
+        learner_threads=learner_threads,
+        bundles=tuple(bundles),
+        sampler_bundle=tuple(sampler_bundle),
+        learner_bundle=tuple(learner_bundle),
+        reward_bundle=0,
+        lines=lines,
+    )
+
+
+def _gpus_needed(cfg: Config) -> float:
+    sampling = cfg.sampler.num * cfg.sampler.gpus
+    learning = cfg.learner.num * cfg.learner.gpus
+    return max(sampling, learning) if cfg.cluster.placement == "colocated" else sampling + learning
+
+
+def _bundles(cfg: Config) -> tuple[list[dict[str, float]], list[int], list[int]]:
+    """Bundles of the placement group, and which one each sampler and learner lives in.
+
+    Colocated: sampler i and learner i share bundle i, and its GPUs. Disaggregated: bundles of their own.
+    """
+    samplers, learners = cfg.sampler.num, cfg.learner.num
+    if cfg.cluster.placement == "colocated":
+        bundles = []
+        for index in range(max(samplers, learners)):
+            gpus = max(
+                cfg.sampler.gpus if index < samplers else 0,
+                cfg.learner.gpus if index < learners else 0,
+            )
+            bundles.append(_bundle(gpus))
+        return bundles, list(range(samplers)), list(range(learners))
+    bundles = [_bundle(cfg.sampler.gpus) for _ in range(samplers)]
+    bundles += [_bundle(cfg.learner.gpus) for _ in range(learners)]
+    return bundles, list(range(samplers)), list(range(samplers, samplers + learners))
+
+
+def _bundle(gpus: float) -> dict[str, float]:
+    # Room for a sampler, a learner and the reward workers, at a hundredth of a core each.
+    bundle: dict[str, float] = {"CPU": 0.5}
+    if gpus:
+        bundle["GPU"] = float(gpus)
+    return bundle
+
+
+def actor_options(
+    plan: Plan, group: Any, *, bundle: int, threads: int, gpus: float, shared: bool, name: str
+) -> dict[str, Any]:
+    """Ray options of one actor: placement, its thread count in the environment, no silent restart.
+
+    shared: it lives on GPUs that another actor of its bundle also uses, so each claims half.
+    """
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    env = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Idle threads must sleep, not spin: the other actors are waiting for the core.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    if not gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    return {
+        "num_cpus": _SHARE,
+        "num_gpus": gpus / 2 if shared else gpus,
+        "max_restarts": 0,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=bundle
+        ),
+        "runtime_env": {"env_vars": env},
+        "name": None,
+    }

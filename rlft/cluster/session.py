@@ -1,0 +1,102 @@
+"""Joining a Ray cluster, or starting a private one, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import ray
+
+from rlft.config import Config
+from rlft.errors import ResourceError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: leave as after Ctrl-C, closing everything that was opened."""
+
+
+@contextlib.contextmanager
+def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, float]]:
+    """Yields the cluster's resources. What it started it stops; a cluster it joined stays up.
+
+    `RAY_ADDRESS`, which `ray job submit` sets, is honoured; otherwise the cluster is private: it never
+    attaches to one that happens to run on this machine.
+    """
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
+    _make_importable()
+    with _sigterm_as_interrupt():
+        try:
+            _start(cfg, address)
+            say(f"ray: {'joined ' + address if address else 'private cluster on this machine'}")
+            yield ray.cluster_resources()
+        finally:
+            # A second signal during the clean-up must not leave half of it undone.
+            with _signals_held():
+                ray.shutdown()
+
+
+def _start(cfg: Config, address: str | None) -> None:
+    # What actors print goes to Ray's log files, so that the console stays readable.
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except Exception as error:
+            raise ResourceError(
+                f"no Ray cluster at {address!r} ({type(error).__name__}: {error}). Start one "
+                f"(`ray start --head`), or leave cluster.address and RAY_ADDRESS empty for a private "
+                f"one. A cluster with token authentication needs RAY_AUTH_MODE=token here."
+            ) from error
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ray.init(
+        address="local",
+        num_cpus=cores,
+        include_dashboard=False,
+        object_store_memory=int(cfg.cluster.object_store_gb * 2**30),
+        **quiet,
+    )
+
+
+def _make_importable() -> None:
+    """Actors find plug-ins where the driver does: the folder it was started in comes first."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if here not in given:
+        os.environ["PYTHONPATH"] = os.pathsep.join([here, *given])
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Terminated("SIGTERM")
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever owns it owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    held = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)

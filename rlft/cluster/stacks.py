@@ -1,0 +1,68 @@
+"""Stack dumps of actors that are late: what is it doing?
+
+Each actor registers `faulthandler` for SIGUSR2, which writes every thread's stack to a file without
+needing the interpreter lock, so it works on a process stuck in native code. For one that cannot even
+take a signal (stopped, or in uninterruptible sleep) `py-spy` reads its memory instead.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where an actor lives: process id, Ray node id, and the file its stacks go to."""
+
+    pid: int
+    node_id: str
+    stack_file: str
+
+
+def register(name: str) -> Whereabouts:
+    """Makes this process dump its stacks on SIGUSR2; called in an actor's constructor."""
+    import ray
+
+    path = Path(tempfile.gettempdir()) / f"rlft-stack-{os.getpid()}-{name.replace(' ', '_')}.txt"
+    stream = path.open("w")  # stays open for as long as the process lives
+    faulthandler.register(signal.SIGUSR2, file=stream, all_threads=True)
+    return Whereabouts(os.getpid(), ray.get_runtime_context().get_node_id(), str(path))
+
+
+def dump(where: Whereabouts, patience_s: float = 2.0) -> str:
+    """The stacks of a process on this node, or a sentence saying why there are none."""
+    path = Path(where.stack_file)
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        os.kill(where.pid, signal.SIGUSR2)
+    except ProcessLookupError:
+        return f"process {where.pid} is gone"
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if path.exists() and path.stat().st_size > before:
+            time.sleep(0.1)  # let it finish writing
+            return path.read_text()[before:]
+        time.sleep(0.05)
+    return _spied(where.pid)
+
+
+def _spied(pid: int) -> str:
+    beside = Path(sys.executable).with_name("py-spy")
+    program = str(beside) if beside.exists() else shutil.which("py-spy")
+    if program is None:
+        return f"process {pid} does not answer signals, and py-spy is not installed"
+    command = [program, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:
+        return f"process {pid} does not answer signals, and py-spy got nothing in 10 s"
+    return done.stdout or f"process {pid} does not answer signals; py-spy said: {done.stderr.strip()}"

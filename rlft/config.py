@@ -1,0 +1,369 @@
+"""The configuration: YAML with `extends:`, dotted overrides, strict and frozen after parsing.
+
+Plug-in sections (`algo`, `env`, `rewards`, `model.build`) are checked against the plug-in itself in
+`check_plugins`, because their keys are the plug-in's own fields.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlft import registry
+from rlft.errors import ConfigError, did_you_mean
+from rlft.schedule import Schedule, Scheduled
+
+Plugin = str | dict[str, Any]
+"""A short name, `module:attr` or `file.py:attr`; or a mapping with that under `name` and its keys."""
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Lora(Section):
+    """Low-rank adapters through peft; everything else is frozen."""
+
+    rank: Positive = 16
+    alpha: float = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Model(Section):
+    """Where the start weights come from: exactly one of `path` and `build`, or `warm_start` above."""
+
+    path: str | None = Field(default=None, description="Hugging Face folder or hub name")
+    build: Plugin | None = Field(
+        default=None,
+        description="plug-in `(seed) -> (model, tokenizer)` that makes a fresh model in code",
+    )
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: Lora | None = None
+    max_length: Positive = Field(default=1024, description="longest prompt + response, in tokens")
+    gradient_checkpointing: bool = False
+
+
+class Sampler(Section):
+    """Sampler actors: how many, which engine, and how they sample."""
+
+    engine: str = Field(default="vllm", description="vllm, transformers, or a plug-in class")
+    num: Natural = Field(default=1, description="sampler actors")
+    max_tokens: Positive = 256
+    min_tokens: Natural = Field(default=0, description="no stop token before this many tokens")
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Natural = Field(default=0, description="0: no limit")
+    stop: list[str] = Field(default=[], description="further stop tokens, one vocabulary entry each")
+    max_batch: Positive = Field(default=256, description="sequences decoded at the same time")
+    engine_args: dict[str, Any] = Field(
+        default={}, description="passed to the engine (vLLM: EngineArgs); our required keys win"
+    )
+    gpus: Annotated[float, Field(ge=0)] = Field(default=0, description="GPUs per sampler")
+
+
+class Learner(Section):
+    """Learner ranks and their optimizer."""
+
+    num: Positive = Field(default=1, description="learner ranks (data parallel)")
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    lr: Scheduled = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(default=1.0, description="0: no clipping")
+    token_budget: Positive = Field(
+        default=4096, description="padded tokens per micro-batch; a longer row gets its own"
+    )
+    deepspeed: dict[str, Any] = Field(
+        default={}, description="DeepSpeed configuration, passed through; our required keys win"
+    )
+    gpus: Annotated[float, Field(ge=0)] = Field(default=0, description="GPUs per rank: 0 or 1")
+
+
+class Reward(Section):
+    """One reward function and how much it counts."""
+
+    fn: str = Field(description="module:attr or file.py:attr of `(completion, task) -> float | dict`")
+    weight: float = 1.0
+    args: dict[str, Any] = Field(default={}, description="further keyword arguments")
+
+
+class Rewards(Section):
+    """How rewards are computed."""
+
+    fns: list[Reward] = []
+    workers: Positive = 1
+    invalid_score: float = Field(default=0.0, description="the reward of an `Invalid` completion")
+    max_error_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="stop the run when more of a step's reward calls raise than this"
+    )
+
+
+class Evaluate(Section):
+    """Greedy evaluation on held-out tasks."""
+
+    every: Natural = Field(default=0, description="steps between evaluations; 0: never on the way")
+    at_start: bool = False
+    at_end: bool = False
+    max_tasks: Positive = 512
+    max_tokens: Positive | None = Field(default=None, description="default: the sampler's")
+
+
+class Save(Section):
+    """Checkpoints."""
+
+    every: Natural = Field(default=0, description="steps between checkpoints; 0: at the end only")
+    keep: Positive = Field(default=2, description="checkpoints kept, the newest first")
+    at_end: bool = True
+
+
+class Publish(Section):
+    """Weights to engines, and the proofs that they arrived."""
+
+    transport: str = "object_store"
+    canary_tolerance: float | None = Field(
+        default=None,
+        description="largest mean |log-prob gap| in nats of the canary prompt; default by dtype",
+    )
+
+
+class Cluster(Section):
+    """Ray: which cluster, placement, and threads."""
+
+    address: str | None = Field(
+        default=None,
+        description="a running cluster; null: the one RAY_ADDRESS names, else a private local one",
+    )
+    cpus: Positive | None = Field(default=None, description="cores to plan for; null: what is there")
+    placement: Literal["colocated", "disaggregated"] = "colocated"
+    threads_per_sampler: Positive | None = Field(default=None, description="null: planned")
+    threads_per_learner: Positive | None = Field(default=None, description="null: planned")
+    object_store_gb: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Deadlines(Section):
+    """Seconds until a named wait is an error."""
+
+    start: Annotated[float, Field(gt=0)] = 900
+    rollout: Annotated[float, Field(gt=0)] = 1800
+    reward: Annotated[float, Field(gt=0)] = 120
+    learn: Annotated[float, Field(gt=0)] = 3600
+    publish: Annotated[float, Field(gt=0)] = 600
+    save: Annotated[float, Field(gt=0)] = 1200
+    notice: Annotated[float, Field(gt=0)] = Field(
+        default=30, description="seconds until a wait is mentioned on the console"
+    )
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    seed: Natural = 0
+    steps: Positive
+    tasks_per_step: Positive = Field(description="tasks of one ticket: prompts per step")
+    run_root: str = "runs"
+    warm_start: str | None = Field(
+        default=None,
+        description="a configuration run first, into <run folder>/warm_start; its model is the start",
+    )
+    max_staleness: Literal[0] = Field(
+        default=0, description="0: collect and learn in turn (running ahead is not built yet)"
+    )
+    algo: Plugin
+    env: Plugin
+    model: Model = Model()
+    sampler: Sampler = Sampler()
+    learner: Learner = Learner()
+    rewards: Rewards = Rewards()
+    eval: Evaluate = Evaluate()
+    save: Save = Save()
+    publish: Publish = Publish()
+    cluster: Cluster = Cluster()
+    deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        sources = [self.model.path, self.model.build, self.warm_start]
+        if sum(s is not None for s in sources) != 1:
+            raise ValueError(
+                "give exactly one start: model.path, model.build or warm_start "
+                f"(got path={self.model.path!r}, build={self.model.build!r}, "
+                f"warm_start={self.warm_start!r})"
+            )
+        if self.sampler.max_tokens >= self.model.max_length:
+            raise ValueError(
+                f"sampler.max_tokens ({self.sampler.max_tokens}) leaves no room for a prompt in "
+                f"model.max_length ({self.model.max_length})"
+            )
+        if self.sampler.min_tokens > self.sampler.max_tokens:
+            raise ValueError("sampler.min_tokens is above sampler.max_tokens")
+        return self
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads `path`, what it `extends`, then `key=value` overrides; returns the validated whole.
+
+    Raises ConfigError: missing file, bad YAML, unknown key (with the nearest), wrong type.
+    """
+    tree = _read(Path(path), ())
+    for override in overrides:
+        _set(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    """Validates a plain tree; `where` names it in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {'; '.join(_faults(error, tree))}") from None
+
+
+def dump_config(cfg: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the whole configuration, the keys of the built-in algorithms and environments
+    included; point a YAML editor at it."""
+    from pydantic import TypeAdapter
+
+    whole = Config.model_json_schema(by_alias=True)
+    for kind in ("algo", "env"):
+        variants: list[dict[str, Any]] = [{"type": "string"}]
+        for name in registry.short_names(kind):
+            keys = TypeAdapter(registry.resolve(kind, name)).json_schema()
+            whole["$defs"].update(keys.pop("$defs", {}))
+            keys["properties"] = {"name": {"const": name}, **keys.get("properties", {})}
+            keys["required"] = ["name", *keys.get("required", [])]
+            variants.append({**keys, "additionalProperties": False})
+        other = {"name": {"type": "string", "pattern": ":"}}
+        variants.append({"type": "object", "properties": other, "required": ["name"]})
+        whole["properties"][kind] = {"anyOf": variants}
+    whole["properties"]["extends"] = {"type": "string", "description": "a base, relative to this file"}
+    whole["required"] = []  # a file that extends another may leave anything to it
+    return whole
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml")))
+        raise ConfigError(f"no configuration file {str(path)!r}.{near}")
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `extends` goes in a circle")
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
+    base = tree.pop("extends", None)
+    if tree.get("warm_start"):
+        tree["warm_start"] = str(path.parent / tree["warm_start"])
+    if base is None:
+        return tree
+    return _merged(_read(path.parent / base, (*seen, path.resolve())), tree)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-6` as text; everybody who writes a learning rate means a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """`over` on `base`; a plug-in section that names another plug-in replaces, it does not merge."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if "name" in over and "name" in base and over["name"] != base["name"]:
+        return over
+    return {**base, **{k: _merged(base.get(k), v) for k, v in over.items()}}
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, e.g. algo.group_size=16")
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        below = tree.setdefault(parent, {})
+        if isinstance(below, str) and parent in ("algo", "env", "build"):
+            below = tree[parent] = {"name": below}
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"override {override!r}: {'.'.join(parents[: depth + 1])} is a "
+                f"{type(below).__name__}, not a section"
+            )
+        tree = below
+    try:
+        tree[last] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: not a YAML value: {error}") from None
+
+
+def _faults(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+    """A line a fault; an unknown key gets the nearest known one of its section."""
+    lines = []
+    for fault in error.errors():
+        if fault["type"] == "extra_forbidden":
+            *parents, key = fault["loc"]
+            section = _section_at(parents)
+            known = [f.alias or n for n, f in section.model_fields.items()] if section else []
+            where = ".".join(str(p) for p in parents) or "the top level"
+            lines.append(
+                f"unknown key {key!r} in {where}.{did_you_mean(str(key), known)}"
+                f" Its keys are: {', '.join(known)}."
+            )
+    rest = [f for f in error.errors() if f["type"] != "extra_forbidden"]
+    if rest:
+        for fault in rest:
+            key = ".".join(str(part) for part in fault["loc"])
+            got = fault.get("input")
+            shown = ""
+            if fault["type"] not in ("missing", "value_error"):
+                shown = f" (got {type(got).__name__} {str(got)[:80]!r})"
+            lines.append(f"{key + ': ' if key else ''}{fault['msg']}{shown}")
+    return lines
+
+
+def _section_at(path: Iterable[Any]) -> type[BaseModel] | None:
+    section: type[BaseModel] = Config
+    for part in path:
+        field = section.model_fields.get(str(part))
+        if field is None:
+            if isinstance(part, int) or part in ("Schedule",):
+                continue
+            return None
+        kinds = [field.annotation, *_flat_args(field.annotation)]
+        section = next(
+            (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), section
+        )
+    return section
+
+
+def _flat_args(annotation: Any) -> list[Any]:
+    found = []
+    for arg in get_args(annotation):
+        found += [arg, *_flat_args(arg)]
+    return found
+
+
+__all__ = ["Config", "Schedule", "dump_config", "load_config", "parse_config", "schema"]

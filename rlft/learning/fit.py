@@ -1,0 +1,225 @@
+"""One `fit`: several optimizer steps on one set of rows, as a rank runs it.
+
+Every normaliser is `sum(weight * mask * loss) / denominator` with one denominator over the global
+batch of an update, so the gradient does not depend on how rows were split over micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rlft.batch import Inputs, Update, assemble
+from rlft.learning.learner import Learner
+from rlft.losses.aggregate import decision_weight, denominator
+from rlft.losses.correction import mismatch
+from rlft.types import Batch, PolicyOut, Row, Term
+
+
+@dataclass(frozen=True, slots=True)
+class FitJob:
+    """What every rank is told: the same on all of them.
+
+    adv: float32 `[rows]`; on_policy: bool `[rows]`; coef: each term's coefficient this step;
+    lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once.
+    """
+
+    updates: tuple[Update, ...]
+    adv: np.ndarray
+    on_policy: np.ndarray
+    terms: tuple[Term, ...]
+    coef: tuple[float, ...]
+    aggregate: str
+    max_tokens: int
+    lr: float
+    temperature: float
+    first_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What a fit says: averages over the global batch, and which rows gave a non-finite loss."""
+
+    metrics: Mapping[str, float]
+    skipped: int
+    nonfinite_rows: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Micro:
+    """A micro-batch on this rank: which rows, their inputs, and log-probs fixed before the fit."""
+
+    rows: tuple[int, ...]
+    inputs: Inputs
+    old_logp: torch.Tensor | None = None
+    ref_logp: torch.Tensor | None = None
+
+
+def run_fit(
+    learner: Learner,
+    job: FitJob,
+    rank: int,
+    rows: Mapping[int, Row],
+    *,
+    pad_id: int,
+    reference: Callable[[Inputs], torch.Tensor] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FitReport:
+    """Runs the updates of `job` for this rank, which holds `rows` (by index). A collective."""
+    plan = [[_micro(m, rows, pad_id, learner.device) for m in u.ranks[rank]] for u in job.updates]
+    _fix_logps(learner, job, plan, reference)
+    sums = _Sums()
+    nonfinite: set[int] = set()
+    skipped, total = 0, sum(len(micros) for micros in plan)
+    done = 0
+    for index, micros in enumerate(plan):
+        denom = _global_denominator(micros, job, learner)
+        for micro in micros:
+            fresh = index < job.first_epoch
+            nonfinite |= _accumulate(learner, job, micro, denom, sums if fresh else _Sums(), sums)
+            done += 1
+            progress(done, total)
+        applied, norm = learner.step(job.lr)
+        skipped += not applied
+        sums.add("grad_norm", norm if applied else 0.0, float(applied))
+    metrics = sums.reduced(learner.device)
+    metrics["lr"] = job.lr
+    metrics["skipped_updates"] = float(skipped)
+    return FitReport(metrics, skipped, tuple(sorted(nonfinite)))
+
+
+def _micro(indices: tuple[int, ...], rows: Mapping[int, Row], pad_id: int, device: Any) -> _Micro:
+    inputs = assemble([rows[i] for i in indices], pad_id)
+    on_device = Inputs(*(getattr(inputs, f).to(device) for f in Inputs.__slots__))
+    return _Micro(indices, on_device)
+
+
+def _fix_logps(
+    learner: Learner,
+    job: FitJob,
+    plan: list[list[_Micro]],
+    reference: Callable[[Inputs], torch.Tensor] | None,
+) -> None:
+    """The policy's log-probs at the start of the fit, and the reference's, for each micro-batch.
+
+    With one update the policy's are those of the update itself and cost nothing. They are computed on
+    the micro-batches of each epoch, so that a ratio is exactly 1 until the first step: in bf16 another
+    padding would give other roundings.
+    """
+    needs_ref = any("ref_logp" in term.needs for term in job.terms)
+    for micros in plan:
+        for micro in micros:
+            with torch.no_grad():
+                if len(job.updates) > 1:
+                    micro.old_logp = _forward(learner, micro.inputs, job.temperature).logp
+                if needs_ref:
+                    assert reference is not None
+                    micro.ref_logp = reference(micro.inputs)
+
+
+def _forward(learner: Learner, inputs: Inputs, temperature: float) -> PolicyOut:
+    return learner.forward(inputs.ids, inputs.position, inputs.mask, temperature)
+
+
+def _global_denominator(micros: list[_Micro], job: FitJob, learner: Learner) -> float:
+    local = sum(denominator(m.inputs.mask, job.aggregate, job.max_tokens) for m in micros if m.rows)
+    total = torch.tensor([float(local)], dtype=torch.float64, device=learner.device)
+    dist.all_reduce(total)
+    return max(float(total), 1.0)
+
+
+def _accumulate(
+    learner: Learner, job: FitJob, micro: _Micro, denom: float, mismatch_sums: _Sums, sums: _Sums
+) -> set[int]:
+    """Forward and backward of one micro-batch; returns rows whose loss is not finite."""
+    inputs = micro.inputs
+    out = _forward(learner, inputs, job.temperature)
+    batch = _batch(job, micro, out)
+    loss = torch.zeros((), device=learner.device)
+    row_loss = torch.zeros(len(inputs.mask), device=learner.device)
+    for term, coef in zip(job.terms, job.coef, strict=True):
+        value = term.fn(out, batch)
+        loss_BT, diagnostics = value if isinstance(value, tuple) else (value, {})
+        if loss_BT.shape != inputs.mask.shape:
+            raise ValueError(
+                f"loss {term.name!r} returned shape {tuple(loss_BT.shape)}, expected unreduced "
+                f"[B, T] = {tuple(inputs.mask.shape)}"
+            )
+        weighted = torch.where(inputs.mask, loss_BT, 0.0) * batch.weight
+        loss = loss + coef * weighted.sum() / denom
+        row_loss = row_loss + weighted.detach().sum(dim=1)
+        sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per_update=True)
+        for name, value_BT in diagnostics.items():
+            sums.over(name, value_BT, inputs.mask)
+    learner.backward(loss)
+    sums.over("entropy", out.entropy, inputs.mask)
+    gaps = mismatch(batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
+    trusted = batch.mask & batch.on_policy[:, None]
+    mismatch_sums.over("mismatch/kl", gaps["kl"], trusted)
+    mismatch_sums.over("mismatch/mean_logp_gap", gaps["abs_gap"], trusted)
+    mismatch_sums.largest("mismatch/max_logp_gap", gaps["abs_gap"], trusted)
+    return {row for row, value in zip(micro.rows, row_loss.tolist(), strict=False) if not np.isfinite(value)}
+
+
+def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
+    inputs = micro.inputs
+    device, shape = inputs.mask.device, inputs.mask.shape
+    adv = torch.zeros(shape[0], device=device)
+    on_policy = torch.zeros(shape[0], dtype=torch.bool, device=device)
+    for place, row in enumerate(micro.rows):
+        adv[place] = float(job.adv[row])
+        on_policy[place] = bool(job.on_policy[row])
+    return Batch(
+        mask=inputs.mask,
+        weight=decision_weight(inputs.mask, job.aggregate),
+        adv=adv[:, None].expand(shape),
+        sample_logp=inputs.sample_logp,
+        old_logp=out.logp.detach() if micro.old_logp is None else micro.old_logp,
+        on_policy=on_policy,
+        ref_logp=micro.ref_logp,
+    )
+
+
+class _Sums:
+    """Running sums of a rank, averaged over all ranks at the end in two all-reduces."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._largest: dict[str, float] = defaultdict(float)
+        self._per_update: set[str] = set()
+
+    def add(self, name: str, value: float, count: float, per_update: bool = False) -> None:
+        self._sums[name][0] += value
+        self._sums[name][1] += count
+        if per_update:
+            self._per_update.add(name)
+
+    def over(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
+        """Adds the masked values of a `[B, T]` tensor."""
+        self.add(name, float(value_BT.detach()[mask_BT].sum()), float(mask_BT.sum()))
+
+    def largest(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
+        chosen = value_BT.detach()[mask_BT]
+        self._largest[name] = max(self._largest[name], float(chosen.max()) if chosen.numel() else 0.0)
+
+    def reduced(self, device: torch.device) -> dict[str, float]:
+        """Averages and maxima over every rank. A collective."""
+        names, peaks = sorted(self._sums), sorted(self._largest)
+        flat = [x for name in names for x in self._sums[name]]
+        totals = torch.tensor(flat, dtype=torch.float64, device=device)
+        dist.all_reduce(totals)
+        highest = torch.tensor([self._largest[p] for p in peaks], dtype=torch.float64, device=device)
+        if peaks:
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        pairs = totals.reshape(-1, 2).tolist()
+        updates = max(1.0, float(self._sums["grad_norm"][1])) if "grad_norm" in self._sums else 1.0
+        out = {}
+        for name, (total, count) in zip(names, pairs, strict=True):
+            out[name] = total / updates if name in self._per_update else total / max(count, 1.0)
+        return {**out, **dict(zip(peaks, highest.tolist(), strict=True))}

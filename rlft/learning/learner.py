@@ -1,0 +1,181 @@
+"""The trainable model of one rank, and the one file that knows DeepSpeed.
+
+Gradient accumulation is DeepSpeed's `managed_gradient_accumulation: false`: every `backward` only
+accumulates and every `step` is a boundary. (Moving the boundary by hand at accumulation 1 is the
+pattern that lost gradients in DeepSpeed #7981.) DeepSpeed averages gradients over ranks; the loss
+arrives already divided by the global denominator, so it is multiplied by the number of ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rlft.config import Config
+from rlft.errors import ConfigError
+from rlft.learning.optimizer import GuardedAdamW
+from rlft.policy.lm import LMPolicy
+from rlft.types import PolicyOut
+
+_OURS = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    "managed_gradient_accumulation": False,
+    "steps_per_print": 2**31,
+}
+"""DeepSpeed keys that the learner depends on; a configuration cannot change them."""
+
+
+def deepspeed_config(cfg: Config) -> tuple[dict[str, Any], list[str]]:
+    """The DeepSpeed configuration of a run, and a sentence for each given key that ours replaced."""
+    learner, given = cfg.learner, dict(cfg.learner.deepspeed)
+    stage = {"stage": learner.zero_stage}
+    if learner.zero_stage > 0:
+        # overlap_comm needs streams, and stage 2 alone supports it with caller-owned boundaries.
+        stage["overlap_comm"] = False  # type: ignore[assignment]
+    required: dict[str, Any] = {
+        **_OURS,
+        "zero_optimization": stage,
+        "bf16": {"enabled": cfg.model.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if not _guards_itself(cfg):
+        required["gradient_clipping"] = learner.max_grad_norm
+    notes: list[str] = []
+    return _overridden(given, required, "learner.deepspeed", notes), notes
+
+
+def _guards_itself(cfg: Config) -> bool:
+    """Whether our optimizer clips and checks (float32 without ZeRO), and not DeepSpeed."""
+    return cfg.learner.zero_stage == 0 and cfg.model.dtype == "float32"
+
+
+def _overridden(
+    given: dict[str, Any], required: dict[str, Any], where: str, notes: list[str]
+) -> dict[str, Any]:
+    merged = dict(given)
+    for key, value in required.items():
+        if isinstance(value, dict) and isinstance(given.get(key), dict):
+            merged[key] = _overridden(given[key], value, f"{where}.{key}", notes)
+            continue
+        if key in given and given[key] != value:
+            notes.append(f"{where}.{key}: {given[key]!r} is replaced by {value!r}, which rlft needs")
+        merged[key] = value
+    return merged
+
+
+class Learner:
+    """A policy under a DeepSpeed engine. The caller has initialised `torch.distributed`."""
+
+    def __init__(self, cfg: Config, policy: LMPolicy) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.cfg = cfg
+        self.world = dist.get_world_size()
+        self.device = torch.device("cuda" if cfg.learner.gpus else "cpu")
+        config, self.notes = deepspeed_config(cfg)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        if not trained:
+            raise ConfigError("the model has no trainable parameter")
+        optimizer = None if "optimizer" in config else self._optimizer(trained)
+        self.engine, *_ = deepspeed.initialize(
+            model=policy.to(self.device), model_parameters=trained, optimizer=optimizer, config=config
+        )
+        self.engine.train()
+
+    def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        learner = self.cfg.learner
+        keys: dict[str, Any] = {
+            "lr": 0.0,  # set before each step, from the schedule
+            "betas": learner.betas,
+            "eps": learner.eps,
+            "weight_decay": learner.weight_decay,
+        }
+        if _guards_itself(self.cfg):
+            return GuardedAdamW(trained, max_grad_norm=learner.max_grad_norm, **keys)
+        return torch.optim.AdamW(trained, **keys)
+
+    @property
+    def policy(self) -> LMPolicy:
+        """The module inside the engine."""
+        return self.engine.module
+
+    def forward(
+        self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
+    ) -> PolicyOut:
+        """What the current policy says of the actions; see `LMPolicy`."""
+        return self.engine(ids, position, mask, temperature)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulates the gradient of `loss`, this rank's share of a global sum over denominator."""
+        self.engine.backward(loss * self.world)
+
+    def step(self, lr: float) -> tuple[bool, float]:
+        """Applies the accumulated gradient; returns (applied, its global norm before clipping).
+
+        Not applied, on every rank alike, when the norm is not finite.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        applied = not getattr(self.engine.optimizer, "overflow", False)
+        norm = self.engine.get_global_grad_norm()
+        return applied, float("nan") if norm is None else float(norm)
+
+    def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields (Hugging Face name, tensor on the CPU in the engine's dtype), adapters merged.
+
+        A collective under ZeRO-3: every rank must exhaust it; there, ranks other than 0 yield
+        nothing of use. A tied output head is left out, as in the Hugging Face layout.
+        """
+        dtype = getattr(torch, self.cfg.model.dtype)
+        causal = self.policy._causal()
+        tied = bool(getattr(causal.config, "tie_word_embeddings", False))
+        merged = _merged_deltas(causal)
+        for name, parameter in causal.named_parameters(remove_duplicate=not tied):
+            if "lora_" in name or (tied and name == "lm_head.weight"):
+                continue
+            plain = name.replace(".base_layer.", ".")
+            with self._gathered([parameter, *merged.get(plain, ((), 0.0))[0]]):
+                tensor = parameter.detach()
+                if plain in merged:
+                    (down, up), scale = merged[plain]
+                    tensor = tensor.float() + scale * (up.detach().float() @ down.detach().float())
+                yield plain, tensor.to("cpu", dtype, copy=True)
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
+        import deepspeed
+
+        enabled = self.cfg.learner.zero_stage == 3
+        return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)
+
+    def save(self, folder: Path) -> None:
+        """Writes model, optimizer and random state of every rank below `folder`. A collective."""
+        state = {"torch_rng": torch.get_rng_state()}
+        self.engine.save_checkpoint(str(folder), tag="learner", client_state=state, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote. A collective."""
+        path, state = self.engine.load_checkpoint(str(folder), tag="learner")
+        if path is None:
+            raise FileNotFoundError(f"no learner state in {folder}")
+        torch.set_rng_state(state["torch_rng"])
+
+
+def _merged_deltas(
+    causal: Any,
+) -> dict[str, tuple[tuple[torch.nn.Parameter, torch.nn.Parameter], float]]:
+    """For each adapted weight: its (A [r, in], B [out, r]) and scale."""
+    deltas = {}
+    for name, module in causal.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            pair = (module.lora_A["default"].weight, module.lora_B["default"].weight)
+            deltas[f"{name}.weight"] = (pair, float(module.scaling["default"]))
+    return deltas

@@ -1,0 +1,142 @@
+"""The learner actor: one data-parallel rank."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from rlft import registry
+from rlft.cluster import stacks
+from rlft.cluster.waits import fetch
+from rlft.config import Config
+from rlft.learning.anchors import reference_logp
+from rlft.learning.fit import FitJob, FitReport, run_fit
+from rlft.learning.learner import Learner
+from rlft.policy.lm import load_lm
+from rlft.policy.text import Text
+from rlft.types import Row, RowRef, WeightUpdate
+
+
+class LearnerRank:
+    """Rank `rank` of the learner. `connect` is a collective: call it on every rank at once."""
+
+    def __init__(self, name: str, cfg: Config, rank: int, folder: Path, needs: frozenset[str]) -> None:
+        self._where = stacks.register(name)
+        self._cfg, self._rank, self._folder, self._needs = cfg, rank, folder, needs
+        self._transport = registry.build("transport", cfg.publish.transport)
+        self._text = Text(folder)
+        self._progress = (0, 0)
+        torch.manual_seed(cfg.seed)  # dropout, if the model has any
+
+    def whereabouts(self) -> stacks.Whereabouts:
+        return self._where
+
+    def address(self) -> tuple[str, int]:
+        """An address and free port of this node, for the ranks to meet at."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+
+    def connect(self, address: tuple[str, int]) -> list[str]:
+        """Joins the process group, loads the model, builds the engine; returns notes for the user."""
+        import deepspeed
+
+        os.environ |= {
+            "MASTER_ADDR": address[0],
+            "MASTER_PORT": str(address[1]),
+            "RANK": str(self._rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(self._cfg.learner.num),
+        }
+        backend = "nccl" if self._cfg.learner.gpus else "gloo"
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+        model = self._cfg.model
+        policy = load_lm(
+            self._folder,
+            model.dtype,
+            lora=model.lora,
+            gradient_checkpointing=model.gradient_checkpointing,
+            seed=self._cfg.seed,
+        )
+        self._learner = Learner(self._cfg, policy)
+        self._reference = None
+        if "ref_logp" in self._needs:
+            temperature = self._cfg.sampler.temperature
+            self._reference = reference_logp(self._cfg, self._learner, self._folder, temperature)
+        return self._learner.notes
+
+    def fit(self, job: FitJob, refs: list[RowRef]) -> FitReport:
+        """Takes the optimizer steps of `job`. `refs`: where each row lies. A collective."""
+        mine = sorted({r for update in job.updates for m in update.ranks[self._rank] for r in m})
+        self._progress = (0, 0)
+        rows = _rows(mine, refs, self._cfg.deadlines.learn)
+        return run_fit(
+            self._learner,
+            job,
+            self._rank,
+            rows,
+            pad_id=self._text.pad_id,
+            reference=self._reference,
+            progress=self._note,
+        )
+
+    def send(self, version: int) -> WeightUpdate | None:
+        """Publishes the weights as `version`; the description comes from rank 0. A collective."""
+        tensors = self._learner.full_tensors()
+        if self._rank == 0:
+            return self._transport.send(tensors, version, ray.put)
+        for _ in tensors:
+            pass
+        return None
+
+    def canary(self, ids: list[int]) -> np.ndarray:
+        """The learner's own log-probs `[L-1]` of the canary prompt at temperature 1. A collective."""
+        device = self._learner.device
+        row = torch.tensor([ids], device=device)
+        position = torch.arange(1, len(ids), device=device)[None]
+        with torch.no_grad():
+            out = self._learner.forward(row, position, torch.ones_like(position, dtype=torch.bool), 1.0)
+        return out.logp[0].cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Writes this rank's state, and on rank 0 the Hugging Face folder. A collective."""
+        self._learner.save(folder / "learner_state")
+        tensors = self._learner.full_tensors()
+        if self._rank == 0:
+            from rlft.record.hf_folder import write_hf_folder
+
+            write_hf_folder(folder / "model", tensors, self._folder)
+        else:
+            for _ in tensors:
+                pass
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote. A collective."""
+        self._learner.load(folder / "learner_state")
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[int, int]:
+        """(micro-batches done, all) of the fit under way; answered on a thread of its own."""
+        return self._progress
+
+    def _note(self, done: int, total: int) -> None:
+        self._progress = (done, total)
+
+
+def _rows(wanted: list[int], refs: list[RowRef], deadline_s: float) -> dict[int, Row]:
+    """Fetches rows by index; each stored list is fetched once."""
+    places: dict[Any, list[int]] = {}
+    for index in wanted:
+        places.setdefault(refs[index].ref, []).append(index)
+    stored = fetch(list(places), deadline_s, "rows of the batch")
+    rows = {}
+    for held, indices in zip(stored, places.values(), strict=True):
+        for index in indices:
+            rows[index] = held[refs[index].index]
+    return rows

@@ -1,0 +1,1 @@
+"""Policies: modules whose `forward` says how likely given actions are."""

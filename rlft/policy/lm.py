@@ -1,0 +1,125 @@
+"""A causal language model as a policy: how likely were these tokens, and how uncertain was it.
+
+Rows are padded on the right and the model is causal, so no real token ever attends to padding: no
+attention mask is passed, and the fast causal kernel is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rlft.errors import ConfigError
+from rlft.policy.head import LogProbHead
+from rlft.types import PolicyOut
+
+if TYPE_CHECKING:
+    from rlft.config import Lora
+
+
+class LMPolicy(nn.Module):
+    """`forward(ids [B, L], position [B, T], mask [B, T])` returns `PolicyOut [B, T]`.
+
+    position: index into L of each decision's token; its distribution is read at the token before.
+    """
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(
+        self,
+        ids_BL: torch.Tensor,
+        position_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        temperature: float = 1.0,
+    ) -> PolicyOut:
+        causal = self._causal()
+        hidden_BLH = causal.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        row, column = mask_BT.nonzero(as_tuple=True)
+        if row.numel() == 0:
+            # A padding micro-batch still runs every layer: under ZeRO-3 each is a collective.
+            row = column = torch.zeros(1, dtype=torch.int64, device=ids_BL.device)
+        at = position_BT[row, column]
+        hidden_NH = hidden_BLH[row, (at - 1).clamp_min(0)]
+        logp_N, entropy_N = causal.lm_head(hidden_NH, ids_BL[row, at], temperature)
+        blank = torch.zeros(mask_BT.shape, dtype=torch.float32, device=ids_BL.device)
+        return PolicyOut(
+            logp=blank.index_put((row, column), logp_N),
+            entropy=blank.index_put((row, column), entropy_N),
+        )
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model, for LoRA: the reference policy costs no memory."""
+        with self.lm.disable_adapter():  # type: ignore[operator]
+            yield
+
+    def _causal(self) -> Any:
+        lm: Any = self.lm
+        return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
+def load_lm(
+    path: str | Path,
+    dtype: str,
+    *,
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> LMPolicy:
+    """Loads a Hugging Face causal model as a policy; with `lora`, only adapters are trainable.
+
+    Raises ConfigError for models whose head is more than one linear map.
+    """
+    from transformers import AutoModelForCausalLM
+
+    lm: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype))
+    _refuse_unusual_head(lm)
+    lm.lm_head = LogProbHead(lm.lm_head.weight)
+    if gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        lm.enable_input_require_grads()
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        targets = lora.target_modules
+        if targets == "all-linear":
+            # peft's own "all-linear" looks for the output layer by type; ours is a LogProbHead.
+            targets = sorted(
+                {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear)}
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # adapters start from a random A: the same on every rank
+            lm = get_peft_model(
+                lm,
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=targets,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        lm = lm.to(getattr(torch, dtype))
+    return LMPolicy(lm)
+
+
+def _refuse_unusual_head(lm: Any) -> None:
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(lm.config, key, None)
+        if value not in (None, 1, 1.0):
+            raise ConfigError(
+                f"model {lm.config.model_type}: `{key}` = {value} changes its logits after the "
+                f"output head, which rlft does not support yet; choose another model."
+            )
+    if not isinstance(getattr(lm, "lm_head", None), nn.Linear) or lm.lm_head.bias is not None:
+        raise ConfigError(
+            f"model {lm.config.model_type}: expected a linear `lm_head` without a bias; "
+            f"choose another model."
+        )

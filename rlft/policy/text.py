@@ -1,0 +1,71 @@
+"""The only place where text becomes tokens, and once: sampled tokens are never re-tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlft.errors import ConfigError, DataError
+from rlft.types import Prompt, Task
+
+
+class Text:
+    """A tokenizer with the model's stop tokens. `further_stops`: vocabulary entries."""
+
+    def __init__(self, folder: str | Path, further_stops: Sequence[str] = ()) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+        stops = {self._tokenizer.eos_token_id}
+        try:
+            eos = GenerationConfig.from_pretrained(str(folder)).eos_token_id
+            stops.update(eos if isinstance(eos, list) else [eos])
+        except OSError:
+            pass  # a folder without generation_config.json stops at the tokenizer's eos
+        for entry in further_stops:
+            token = self._tokenizer.convert_tokens_to_ids(entry)
+            if token is None or token == self._tokenizer.unk_token_id:
+                raise ConfigError(f"sampler.stop: {entry!r} is not one entry of the vocabulary")
+            stops.add(token)
+        self.stop_ids: tuple[int, ...] = tuple(sorted(s for s in stops if s is not None))
+        if not self.stop_ids:
+            raise ConfigError(f"{folder}: neither tokenizer nor generation config has an eos token")
+        self.eos_id: int = self._tokenizer.eos_token_id
+        pad = self._tokenizer.pad_token_id
+        self.pad_id: int = self.eos_id if pad is None else pad
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Tokens of raw text, or of chat messages through the model's template with the assistant's
+        turn opened."""
+        if isinstance(prompt, str):
+            return self._tokenizer(prompt).input_ids
+        if not self._tokenizer.chat_template:
+            raise DataError(
+                "the prompt is chat messages, but the model's tokenizer has no chat template; "
+                "give raw text (a string), or choose an instruct model."
+            )
+        return self._tokenizer.apply_chat_template(
+            [dict(m) for m in prompt], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def response_ids(self, text: str) -> list[int]:
+        """Tokens of a reference response, closed by the end-of-text token."""
+        return [*self._tokenizer(text, add_special_tokens=False).input_ids, self.eos_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of sampled tokens, without special tokens."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def fitting_prompt(self, task: Task, max_tokens: int, max_length: int) -> list[int]:
+        """The prompt's tokens; DataError if they leave no room for `max_tokens` in `max_length`."""
+        ids = self.prompt_ids(task.prompt)
+        if not ids:
+            raise DataError(f"task {task.id!r}: the prompt is empty")
+        if len(ids) + max_tokens > max_length:
+            raise DataError(
+                f"task {task.id!r}: its prompt has {len(ids)} tokens; with sampler.max_tokens="
+                f"{max_tokens} that is more than model.max_length={max_length}. Shorten or drop the "
+                f"row, lower sampler.max_tokens, or raise model.max_length."
+            )
+        return ids

@@ -1,0 +1,29 @@
+"""Collecting ahead of learning. Today the bound is 0: each ticket is collected when it is learnt from.
+
+The seam for running ahead: tickets are pure functions of their index, so whoever collects needs
+nothing from the loop but the next number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+from rlft.types import Group, Ticket
+
+
+def prefetch(
+    tickets: Iterator[Ticket], collect: Callable[[Ticket], Awaitable[list[Group]]]
+) -> Iterator[tuple[Ticket, list[Group]]]:
+    """Yields each ticket with its groups, in order."""
+    # A plain loop: asyncio.run would take over Ctrl-C and hold it back until the wait is over.
+    loop = asyncio.new_event_loop()
+    try:
+        for ticket in tickets:
+            yield ticket, loop.run_until_complete(_as_coroutine(collect(ticket)))
+    finally:
+        loop.close()
+
+
+async def _as_coroutine(awaitable: Awaitable[list[Group]]) -> list[Group]:
+    return await awaitable

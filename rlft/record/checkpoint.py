@@ -1,0 +1,116 @@
+"""Checkpoints: written beside, checked, renamed. A folder that exists is a whole checkpoint.
+
+    checkpoints/step_000006/
+        state.json       step, version, configuration, and the hash of every other file
+        algo.pkl         the algorithm's own state
+        learner_state/   DeepSpeed: weights, optimizer, random state of every rank
+        model/           a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from rlft.errors import CheckpointError
+
+_FORMAT = 1
+_NAME = re.compile(r"step_(\d{6,})")
+
+
+def write_checkpoint(
+    root: Path, step: int, state: dict[str, Any], algo_state: Any, write: Callable[[Path], None], keep: int
+) -> Path:
+    """Writes `root/step_N` atomically; `write(folder)` adds the large parts.
+
+    When anything fails (a full disk, say) the half-written folder is removed, earlier checkpoints
+    stay as they were, and CheckpointError says why. The oldest beyond `keep` go last.
+    """
+    final = root / f"step_{step:06d}"
+    beside = root / f".writing_{final.name}"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write(beside)
+        (beside / "algo.pkl").write_bytes(pickle.dumps(algo_state))
+        files = {str(p.relative_to(beside)): _hash(p) for p in sorted(beside.rglob("*")) if p.is_file()}
+        whole = {"format": _FORMAT, "step": step, **state, "files": files}
+        (beside / "state.json").write_text(json.dumps(whole, indent=1))
+        _sync(beside)
+        if final.exists():
+            shutil.rmtree(final)
+        beside.rename(final)
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        newest = newest_checkpoint(root)
+        raise CheckpointError(
+            f"step {step}: the checkpoint could not be written to {final}: "
+            f"{str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__}. "
+            f"{f'The previous one, {newest}, is intact' if newest else 'There is no earlier one'}; "
+            f"free some space and continue with --resume."
+        ) from error
+    for old in _all(root)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_checkpoint(root: Path) -> Path | None:
+    """The newest whole checkpoint below `root`, or None."""
+    found = _all(root)
+    return found[-1] if found else None
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:
+    """Returns (state, algorithm state) after checking every file against its hash.
+
+    Raises CheckpointError: not a checkpoint, another format, or a file that is missing or changed.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        files = state["files"]
+        step = state["step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is not an rlft checkpoint: its state.json is missing or unreadable ({error})"
+        ) from None
+    if state.get("format") != _FORMAT:
+        raise CheckpointError(f"{folder} has format {state.get('format')}, this version reads {_FORMAT}")
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file() or _hash(path) != digest:
+            what = "has changed" if path.is_file() else "is missing"
+            raise CheckpointError(
+                f"checkpoint of step {step} is corrupted: {path} {what}. Remove {folder} to continue "
+                f"from the checkpoint before it."
+            )
+    return state, pickle.loads((folder / "algo.pkl").read_bytes())
+
+
+def _all(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    found = [p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -1,0 +1,68 @@
+"""What a person sees while a run goes on: the plan, one line a step, and a live line in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text as RichText
+
+
+class Console:
+    """Lines that stay, and in a terminal one below them that lives."""
+
+    def __init__(self, steps: int) -> None:
+        self._rich = RichConsole(soft_wrap=True, highlight=False)
+        self._steps = steps
+        self._live: Live | None = None
+        self._first: tuple[int, float] | None = None
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self._rich.print(line, markup=False)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """While inside, `phase` shows what is going on, if this is a terminal."""
+        if not self._rich.is_terminal:
+            yield
+            return
+        with Live(console=self._rich, transient=True, refresh_per_second=4) as self._live:
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def phase(self, name: str, step: int) -> None:
+        """Names the phase of step `step` on the live line."""
+        if self._live is not None:
+            text = RichText(f" step {step}/{self._steps}  {name} ...  {self._eta(step - 1)}")
+            self._live.update(Spinner("dots", text))
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Prints the line of a finished step."""
+        done = int(row["step"])
+        if self._first is None:
+            self._first = (done, time.monotonic())
+        tokens = row["tokens/prompt"] + row["tokens/completion"]
+        phases = "  ".join(f"{p} {row[f'time/{p}_s']:.1f} s" for p in ("rollout", "learn", "publish"))
+        reward = row.get("reward/mean")
+        parts = [
+            f"step {done}/{self._steps}",
+            f"reward {reward:.3f}" if reward is not None else "",
+            f"{tokens / max(row['time/step_s'], 1e-9):,.0f} tokens/s",
+            phases,
+            self._eta(done),
+        ]
+        self.say("  ".join(p for p in parts if p))
+
+    def _eta(self, done: int) -> str:
+        if self._first is None or done <= self._first[0]:
+            return ""
+        per_step = (time.monotonic() - self._first[1]) / (done - self._first[0])
+        minutes, seconds = divmod(round(per_step * (self._steps - done)), 60)
+        return f"ETA {minutes}:{seconds:02d}"

@@ -1,0 +1,46 @@
+"""`metrics.jsonl` and `samples.jsonl`: one JSON object a line, appended and flushed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """An append-only file of objects that have a `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a line; non-finite numbers become null, so that every reader can parse it."""
+        text = json.dumps({k: _plain(v) for k, v in row.items()}, ensure_ascii=False)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far; a torn last line (the process was killed while writing) is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drops rows of steps after `step`: a resumed run takes them again."""
+        kept = [row for row in self.rows() if row.get("step", 0) <= step]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8")
+        beside.replace(self.path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value

@@ -1,0 +1,5 @@
+"""Rewards with a short name. Strings, so that naming one does not import the others."""
+
+countdown = "envs.countdown:reward"
+gsm8k = "envs.gsm8k:reward"
+addition = "envs.addition:reward"

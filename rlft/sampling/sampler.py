@@ -1,0 +1,101 @@
+"""The sampler actor: an engine, a tokenizer to turn samples into text, and the version it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from rlft import registry
+from rlft.cluster import stacks
+from rlft.config import Config
+from rlft.errors import WeightsMismatch
+from rlft.policy.text import Text
+from rlft.types import Request, Row, Sampling, TensorSpec, WeightUpdate
+from rlft.weights.fingerprint import check_manifest, fingerprint
+
+Head = tuple[str, int, bool]
+"""What the driver learns of a completion: (text, number of tokens, truncated)."""
+
+
+class Sampler:
+    """Generates completions and takes weights. Its per-token arrays go to the object store."""
+
+    def __init__(self, name: str, cfg: Config, folder: Path) -> None:
+        self._where = stacks.register(name)
+        self._name, self._text = name, Text(folder, cfg.sampler.stop)
+        self._transport = registry.build("transport", cfg.publish.transport)
+        engine = registry.resolve("engine", cfg.sampler.engine)
+        self._engine = engine(
+            folder,
+            dtype=cfg.model.dtype,
+            max_length=cfg.model.max_length,
+            max_batch=cfg.sampler.max_batch,
+            temperature=cfg.sampler.temperature,
+            engine_args=cfg.sampler.engine_args,
+        )
+        self._version = -1
+        # The first request pays one-off costs; pay them before the clock starts.
+        stops = self._text.stop_ids
+        self._engine.generate([Request((stops[0],), 0)], Sampling(max_tokens=2, stop_ids=stops))
+
+    def whereabouts(self) -> stacks.Whereabouts:
+        return self._where
+
+    def generate(
+        self, prompts: list[tuple[list[int], list[int]]], sampling: Sampling
+    ) -> tuple[tuple[int, list[Head]], list[Row]]:
+        """Completes each (prompt tokens, seeds) once a seed.
+
+        Returns ((version, heads), rows), two objects of the store: heads for the driver, and rows
+        that stay where they are until a learner rank asks for them.
+        """
+        requests = [Request(tuple(ids), seed) for ids, seeds in prompts for seed in seeds]
+        completions = self._engine.generate(requests, sampling)
+        heads, rows = [], []
+        for request, completion in zip(requests, completions, strict=True):
+            heads.append((self._text.decode(completion.ids), len(completion.ids), not completion.stopped))
+            ids = np.concatenate([np.array(request.prompt_ids, np.int32), completion.ids])
+            rows.append(Row(ids, len(request.prompt_ids), completion.logp))
+        return (self._version, heads), rows
+
+    def load(self, update: WeightUpdate, payload: Any) -> int:
+        """Replaces the weights, proves what the loader was handed, and returns the new version.
+
+        Raises WeightsMismatch naming the tensors that are missing, unexpected or different.
+        """
+        handed: list[TensorSpec] = []
+
+        def watched() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in self._transport.receive(update, payload):
+                handed.append(fingerprint(name, tensor))
+                yield name, tensor
+
+        self._engine.load(watched())
+        check_manifest(update.manifest, handed, receiver=self._name)
+        if update.version <= self._version:
+            raise WeightsMismatch(
+                f"{self._name} holds version {self._version} and was sent version {update.version}"
+            )
+        self._version = update.version
+        return self._version
+
+    def score(self, ids: list[int]) -> np.ndarray:
+        """Log-probs `[L-1]` of the canary prompt, at temperature 1."""
+        return self._engine.score(ids)
+
+    def sleep(self) -> None:
+        """Frees the accelerator for a colocated learner."""
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        self._engine.wake()
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[int, int]:
+        """(finished, asked for) of the generation under way; answered on a thread of its own."""
+        return self._engine.progress()

@@ -1,0 +1,164 @@
+"""The vLLM engine, in the sampler actor's own process.
+
+Token ids in, token ids and log-probs out; the log-probs are those of the distribution sampled from
+(after temperature). Prefix caching is off, because cached prefixes outlive the weights they were
+computed with. The tokenizer is not loaded: text is the sampler's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlft.errors import ResourceError
+from rlft.types import Completion, Request, Sampling
+
+
+class VllmEngine:
+    """`Engine` over vLLM's `LLMEngine`. `max_batch`: sequences decoded together."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str,
+        max_length: int,
+        max_batch: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        engine_args: dict[str, Any] | None = None,
+    ) -> None:
+        # Read by vLLM at import: engine in this process, and no noise per start-up phase.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        if not torch.cuda.is_available() and dict(engine_args or {}).get("enforce_eager", True):
+            # vLLM compiles its log-prob functions even in eager mode: 18 s of C++ compiler on two
+            # cores at the first request, for kernels of microseconds.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        try:
+            from vllm import EngineArgs, LLMEngine
+        except ImportError as error:
+            raise ResourceError(
+                f"sampler.engine is vllm, but vLLM cannot be imported here ({error}). Install it "
+                f"(locks/cpu.txt or locks/gpu.txt), or set sampler.engine=transformers."
+            ) from error
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        given = dict(engine_args or {})
+        ours = {
+            "model": str(model),
+            "dtype": dtype,
+            "max_model_len": max_length,
+            "skip_tokenizer_init": True,
+            "enable_prefix_caching": False,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "seed": seed,
+        }
+        defaults = {"enforce_eager": True, "max_num_seqs": max_batch}
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**{**defaults, **given, **ours}))
+        self._version_of_request = 0
+        self._finished, self._asked = 0, 0
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """Completes every request; the order is kept."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._finished, self._asked = 0, len(requests)
+        done: dict[int, Completion] = {}
+        for index, request in enumerate(requests):
+            params = SamplingParams(
+                temperature=0.0 if sampling.greedy else sampling.temperature,
+                top_p=1.0 if sampling.greedy else sampling.top_p,
+                top_k=0 if sampling.greedy else sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                min_tokens=sampling.min_tokens,
+                seed=None if sampling.greedy else request.seed,
+                stop_token_ids=list(sampling.stop_ids),
+                ignore_eos=True,  # every stop token, the model's own too, is in stop_ids
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._engine.add_request(self._name(index), _prompt(request.prompt_ids), params)
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    index = int(output.request_id.split("-")[0])
+                    done[index] = _completion(output.outputs[0])
+                    self._finished += 1
+        self._version_of_request += 1
+        return [done[index] for index in range(len(requests))]
+
+    def score(self, ids: list[int]) -> np.ndarray:
+        """Log-probs `[L-1]` at temperature 1 of `ids[1:]`, each given what precedes it."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        self._engine.add_request(self._name(0), _prompt(ids), params)
+        self._version_of_request += 1
+        found: Any = None
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                found = output.prompt_logprobs if found is None else found
+        pairs = zip(found[1:], ids[1:], strict=True)
+        return np.array([at[token].logprob for at, token in pairs], np.float32)
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Reloads the weights in place; works where linears were repacked, as on CPU."""
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        self._engine.collective_rpc(_repack_tied_head)
+
+    def progress(self) -> tuple[int, int]:
+        return self._finished, self._asked
+
+    def sleep(self) -> None:
+        """Frees GPU memory: weights move to the host, the cache is dropped. Nothing on CPU."""
+        if torch.cuda.is_available():
+            self._engine.sleep(level=1)
+
+    def wake(self) -> None:
+        if torch.cuda.is_available():
+            self._engine.wake_up()
+
+    def _name(self, index: int) -> str:
+        # vLLM wants every name new; the index in front leads the answer back to its place.
+        return f"{index}-{self._version_of_request}"
+
+
+def _repack_tied_head(worker: Any) -> None:
+    """Brings a tied output head up to date after a reload.
+
+    vLLM's CPU build multiplies with a packed copy of each weight, made again for every layer that was
+    handed a tensor. A tied head that is a layer of its own (Llama) is handed none, since its weight
+    is the embedding's: without this it keeps the packed weights of the start for ever.
+    """
+    model = worker.model_runner.get_model()
+    head = getattr(model, "lm_head", None)
+    embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
+    if head is None or head is embedding or not hasattr(head, "cpu_linear"):
+        return
+    if getattr(worker.model_runner.model_config.hf_config, "tie_word_embeddings", False):
+        head.weight = embedding.weight
+        head.quant_method.process_weights_after_loading(head)
+
+
+def _prompt(ids: Iterable[int]) -> Any:
+    from vllm.inputs import TokensPrompt
+
+    return TokensPrompt(prompt_token_ids=list(ids))
+
+
+def _completion(output: Any) -> Completion:
+    ids = np.asarray(output.token_ids, np.int32)
+    logp = np.array(
+        [at[int(t)].logprob for at, t in zip(output.logprobs, ids, strict=True)], np.float32
+    )
+    return Completion(ids=ids, logp=logp, stopped=output.finish_reason == "stop")

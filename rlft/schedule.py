@@ -1,0 +1,52 @@
+"""Coefficients as functions of the step: a number, or `{kind: linear, from: 1.0, to: 0.0, steps: 100}`.
+
+Pure, so that a resumed run has the coefficient of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Schedule(BaseModel):
+    """From `start` to `end` over `steps`, after `warmup` steps of rising linearly from 0 to `start`.
+
+    After `warmup + steps` it stays at `end`. `linear`, `cosine` (half a period), `exponential`
+    (needs both ends positive) and `constant`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kind: Literal["constant", "linear", "cosine", "exponential"] = "linear"
+    start: float = Field(alias="from")
+    end: float | None = Field(default=None, alias="to")
+    steps: int = Field(default=1, ge=1)
+    warmup: int = Field(default=0, ge=0)
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`, counted from 0."""
+        if step < self.warmup:
+            return self.start * (step + 1) / (self.warmup + 1)
+        end = self.start if self.end is None or self.kind == "constant" else self.end
+        share = min(1.0, (step - self.warmup) / self.steps)
+        if self.kind == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        if self.kind == "exponential":
+            if self.start <= 0 or end <= 0:
+                raise ValueError(
+                    f"an exponential schedule needs positive ends, got {self.start}, {end}"
+                )
+            return self.start * (end / self.start) ** share
+        return self.start + (end - self.start) * share
+
+
+Scheduled = float | Schedule
+"""A YAML value that may be a number or a schedule."""
+
+
+def value_at(scheduled: Scheduled, step: int) -> float:
+    """The value of a number or schedule at `step`."""
+    return scheduled(step) if isinstance(scheduled, Schedule) else float(scheduled)

@@ -1,0 +1,267 @@
+"""What travels between processes. Data only, no logic.
+
+Letters, one legend for the repository: `B` rows, `T` decisions, `L` tokens, `G` group members,
+`P` tasks, `V` vocabulary, `H` hidden width. `mask` is bool and True means *train on this*.
+Log-probabilities (`logp`) are natural logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from rlft.seeding import Key
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Prompt = str | tuple[Mapping[str, str], ...]
+"""Raw text, or chat messages `({"role": ..., "content": ...}, ...)`."""
+
+Origin = Literal["policy", "demo", "expert"]
+"""Who chose the actions: the policy being trained, the data set, or another policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem. The policy sees `prompt`; only rewards may read `target` and `info`.
+
+    id: unique within its task set; prompt: raw text or chat messages; target: whatever the reward
+    compares with; demos: reference responses as text; info: further columns of the row.
+    """
+
+    id: str
+    prompt: Prompt
+    target: Any = None
+    demos: tuple[str, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to collect once: which step, which tasks, which randomness. Immutable."""
+
+    index: int
+    tasks: tuple[Task, ...]
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `greedy` overrides `temperature`. `stop_ids` end a completion and are kept."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    greedy: bool = False
+    min_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to complete once. prompt_ids: tokens `[L]`; seed: in `[0, 2**31)`."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine returns for one request.
+
+    ids: sampled tokens `[T]`, a final stop token included; logp: float32 `[T]`, log-prob of each
+    under the distribution it was drawn from (after temperature); stopped: True if a stop token
+    ended it, False if `max_tokens` did.
+    """
+
+    ids: np.ndarray
+    logp: np.ndarray
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The per-token arrays of one trajectory segment, as they lie in the object store.
+
+    ids: int32 `[L]`, prompt then response, token for token as sampled (never re-tokenised);
+    prompt_len: how many of them are the prompt; sample_logp: float32 `[L - prompt_len]`, NaN unless
+    the policy chose the tokens.
+    """
+
+    ids: np.ndarray
+    prompt_len: int
+    sample_logp: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class RowRef:
+    """Where a `Row` lies: an object-store reference to a list of rows, and the index in it."""
+
+    ref: Any
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What scoring said: a value, an invalid answer with its reason, or an error with its text.
+
+    Only `value` and `invalid` (which carries the configured score) have a `reward`; an error never
+    becomes a number.
+    """
+
+    kind: Literal["value", "invalid", "error"]
+    reward: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One attempt at a task, as the driver sees it: numbers and text, no per-token arrays.
+
+    version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`.
+    """
+
+    id: str
+    task_id: str
+    origin: Origin
+    text: str
+    prompt_len: int
+    num_tokens: int
+    version: tuple[int, int]
+    truncated: bool
+    row: RowRef
+    outcome: Outcome | None = None
+
+    @property
+    def reward(self) -> float | None:
+        """The scalar reward, or None if it has not been scored or its reward failed."""
+        return self.outcome.reward if self.outcome else None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Members that share one baseline: here, attempts at the same task."""
+
+    task: Task
+    members: tuple[Trajectory, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards of the members that have one, in order."""
+        return [m.reward for m in self.members if m.reward is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a loss sees. All `[B, T]` unless said; T is the number of decisions, right-padded.
+
+    mask: bool; weight: float32, 0 where masked (it holds the aggregation, e.g. 1/length); adv:
+    advantage; sample_logp: the engine's, NaN where the policy did not choose; old_logp: the
+    learner's at the start of `fit`; ref_logp: the reference policy's, if a term needs it;
+    on_policy: bool `[B]`, True for rows with origin `policy`. The learner divides the weighted sum of
+    what a loss returns by one global denominator.
+    """
+
+    mask: torch.Tensor
+    weight: torch.Tensor
+    adv: torch.Tensor
+    sample_logp: torch.Tensor
+    old_logp: torch.Tensor
+    on_policy: torch.Tensor
+    ref_logp: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOut:
+    """What the policy says about the actions of a batch: `[B, T]` float32 each, 0 where padded."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+
+
+LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"
+"""Unreduced `[B, T]`, optionally with diagnostics `[B, T]` that are averaged over the mask."""
+
+
+class LossFn(Protocol):
+    """A pure, picklable loss. `needs` names optional batch fields that it reads (`ref_logp`)."""
+
+    def __call__(self, out: PolicyOut, batch: Batch) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of the objective: a loss, its name in the log, and its coefficient."""
+
+    name: str
+    fn: LossFn
+    coef: Any = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(getattr(self.fn, "needs", ()))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a weight update: Hugging Face name, shape, engine dtype and content hash."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    """A description of new weights; the payload is pulled or broadcast, never carried here.
+
+    version: what the receiver holds afterwards; base: what it must hold before (a `full` update
+    applies to any base); manifest: what the loader must have been handed; source: transport-private.
+    """
+
+    version: int
+    base: int
+    kind: Literal["full", "lora", "noise"]
+    manifest: tuple[TensorSpec, ...]
+    source: Any = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What a sampler actor drives. Implementations: `sampling/vllm.py`, `sampling/transformers.py`.
+
+    `generate` keeps the order of its requests; `progress` may be read from another thread.
+    """
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]: ...
+
+    def score(self, ids: list[int]) -> np.ndarray:
+        """Log-probs `[L-1]` at temperature 1 of `ids[1:]`, each given what precedes it."""
+        ...
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replaces the weights by `tensors` (Hugging Face names, engine dtype)."""
+        ...
+
+    def progress(self) -> tuple[int, int]:
+        """(finished, asked for) of the `generate` under way."""
+        ...
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class TaskSet(Protocol):
+    """Tasks of one environment. Deterministic: the same index is always the same task."""
+
+    def train(self) -> list[Task] | Any: ...
+
+    def held_out(self) -> list[Task] | Any: ...

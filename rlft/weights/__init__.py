@@ -1,0 +1,1 @@
+"""How weights travel from learner to engines, and the proofs that they arrived."""
