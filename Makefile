@@ -35,7 +35,7 @@ format: install ## rewrite the sources as ruff wants them
 	$(PY) -m ruff format .
 
 benchmark: install ## GRPO here against TRL on the same task
-	$(PY) -m pip install --quiet --disable-pip-version-check --retries 10 --no-deps -r locks/benchmark.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --retries 5 --no-deps -r locks/benchmark.txt
 	$(PY) benchmarks/grpo_vs_trl.py
 
 clean: ## caches and build output; keeps .venv and runs/

@@ -10,11 +10,12 @@ result. Its first letter says which of two habits follows, as pupils have them:
 
 A model that imitates these demonstrations answers greedily in the hasty way, because most of them
 do, and more imitation keeps it there. A reward for right results tells it which of its two habits
-pays, and sharpens the arithmetic of the careful one, which a short imitation leaves imperfect.
+pays, and it changes over to the careful one.
 
 What this shows, and what it does not: the model is tiny, starts from random weights and was shown
-the careful way; reward selects and sharpens it but does not invent it. The two habits were put into
-the data on purpose, so that imitation has a ceiling which a reward lifts within minutes on a CPU.
+the careful way, which it mostly masters by imitation; reward chooses between habits, it does not
+teach addition. The two habits were put into the data on purpose, so that imitation has a ceiling
+which a reward lifts within minutes on a CPU.
 Reinforcement learning sees prompts and rewards, never the demonstrations; held-out problems appear
 in neither phase.
 """
@@ -142,7 +143,7 @@ class Addition:
 
 
 def reward(completion: str, task: Task) -> dict[str, float]:
-    """`reward`: 1.0 if the result is exactly right. `careful`: 1.0 if the response chose that habit.
+    """`reward`: 1.0 if the result is exactly right. `careful`: 1.0 if that habit was chosen.
 
     The result is what follows the last `=`, or the whole completion if there is none. The columns
     are not judged; `careful` is for information only. Special tokens are removed beforehand.

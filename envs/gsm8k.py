@@ -164,7 +164,7 @@ def json_value(line: str, where: str) -> Any:
     """The JSON value of a line. Raises DataError; also for nesting that exhausts the parser."""
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}): expected one object a line") from error
 
 

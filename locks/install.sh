@@ -54,7 +54,7 @@ phase() { # phase NAME COMMAND...: runs it quietly, prints one line; on failure 
     fi
 }
 
-pip() { .venv/bin/python -m pip install --no-input --disable-pip-version-check --retries 10 "$@"; }
+pip() { .venv/bin/python -m pip install --no-input --disable-pip-version-check --retries 5 "$@"; }
 
 patient() { # tries three times: an index that times out once is no reason to start again by hand
     "$@" || { sleep 5 && "$@"; } || { sleep 20 && "$@"; }
@@ -67,7 +67,8 @@ torch() {
     # once; the bare version would instead fetch a CUDA build of several hundred megabytes.
     if [[ $kind == cpu ]]; then
         pip --no-deps "$pin" ||
-            patient pip --no-deps --index-url https://download.pytorch.org/whl/cpu "$pin"
+            patient pip --no-deps --index-url https://download.pytorch.org/whl/cpu "$pin" ||
+            return 1
         version=$(.venv/bin/python -c 'from importlib.metadata import version as v; print(v("torch"))')
         [[ $version == *+cpu ]] || { echo "torch is $version, expected a +cpu build"; return 1; }
     else

@@ -34,7 +34,7 @@ def reference_logp(
 
     def from_copy(inputs: Inputs) -> torch.Tensor:
         with torch.no_grad():
-            out = frozen(inputs.ids, inputs.position, inputs.mask, temperature)
-        return out.logp
+            logp, _ = frozen(inputs.ids, inputs.position, inputs.mask, temperature)
+        return logp
 
     return from_copy

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from rlft.config import Config
 from rlft.errors import ConfigError
-from rlft.learning.optimizer import GuardedAdamW
+from rlft.learning.optimizer import guard
 from rlft.policy.lm import LMPolicy
 from rlft.types import PolicyOut
 
@@ -45,14 +45,13 @@ def deepspeed_config(cfg: Config) -> tuple[dict[str, Any], list[str]]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    if not _guards_itself(cfg):
-        required["gradient_clipping"] = learner.max_grad_norm
+    required["gradient_clipping"] = 0.0 if _guards_itself(cfg) else learner.max_grad_norm
     notes: list[str] = []
     return _overridden(given, required, "learner.deepspeed", notes), notes
 
 
 def _guards_itself(cfg: Config) -> bool:
-    """Whether our optimizer clips and checks (float32 without ZeRO), and not DeepSpeed."""
+    """Whether our guard clips and checks the gradient (float32 without ZeRO), and not DeepSpeed."""
     return cfg.learner.zero_stage == 0 and cfg.model.dtype == "float32"
 
 
@@ -88,6 +87,8 @@ class Learner:
         self.engine, *_ = deepspeed.initialize(
             model=policy.to(self.device), model_parameters=trained, optimizer=optimizer, config=config
         )
+        if _guards_itself(cfg):
+            guard(self.engine.optimizer, cfg.learner.max_grad_norm)
         self.engine.train()
 
     def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -98,8 +99,6 @@ class Learner:
             "eps": learner.eps,
             "weight_decay": learner.weight_decay,
         }
-        if _guards_itself(self.cfg):
-            return GuardedAdamW(trained, max_grad_norm=learner.max_grad_norm, **keys)
         return torch.optim.AdamW(trained, **keys)
 
     @property
@@ -111,11 +110,14 @@ class Learner:
         self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
     ) -> PolicyOut:
         """What the current policy says of the actions; see `LMPolicy`."""
-        return self.engine(ids, position, mask, temperature)
+        return PolicyOut(*self.engine(ids, position, mask, temperature))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulates the gradient of `loss`, this rank's share of a global sum over denominator."""
-        self.engine.backward(loss * self.world)
+        # A loss can be NaN and have a finite gradient (log of a negative number). Its gradient is made
+        # NaN too: then the check of the gradient, which every rank sees, catches both.
+        scale = float(self.world) if bool(torch.isfinite(loss)) else float("nan")
+        self.engine.backward(loss * scale)
 
     def step(self, lr: float) -> tuple[bool, float]:
         """Applies the accumulated gradient; returns (applied, its global norm before clipping).

@@ -1,7 +1,7 @@
-"""AdamW for ZeRO stage 0 in float32, where DeepSpeed leaves gradient norm and finiteness to us.
+"""A guard for the optimizer of ZeRO stage 0 in float32, where DeepSpeed leaves finiteness to us.
 
-At every other stage DeepSpeed measures the norm, clips, and skips a step whose norm is not finite.
-Here this class does the same under the attribute names that its engine reads (`overflow`,
+At every other stage DeepSpeed measures the gradient's norm, clips, and skips a step whose norm is not
+finite. The guard does the same under the attribute names that its engine reads (`overflow`,
 `_global_grad_norm`), so that the learner need not know which of the two it talks to.
 """
 
@@ -12,24 +12,25 @@ from typing import Any
 import torch
 
 
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips by global norm and skips a step whose gradient is not finite."""
+def guard(optimizer: Any, max_grad_norm: float) -> None:
+    """Makes `optimizer.step` clip by global norm (0: not) and skip a gradient that is not finite.
 
-    def __init__(self, params: Any, *, max_grad_norm: float, **keys: Any) -> None:
-        super().__init__(params, **keys)
-        self.max_grad_norm = max_grad_norm
-        self.overflow = False
-        self._global_grad_norm = 0.0
+    Gradients were averaged over ranks before, so every rank decides alike.
+    """
+    unguarded = optimizer.step
+    optimizer.overflow, optimizer._global_grad_norm = False, 0.0
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; gradients were already averaged over ranks, so every rank decides alike."""
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
-        if self.overflow:
+    def step(*args: Any, **keys: Any) -> None:
+        held = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in held])
+        optimizer._global_grad_norm = float(norm)
+        optimizer.overflow = not bool(torch.isfinite(norm))
+        if optimizer.overflow:
             return
-        if self.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        super().step()
+        if max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(held, max_grad_norm, norm)
+        with torch.enable_grad():
+            unguarded(*args, **keys)
+
+    optimizer.step = step

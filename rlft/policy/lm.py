@@ -16,14 +16,13 @@ from torch import nn
 
 from rlft.errors import ConfigError
 from rlft.policy.head import LogProbHead
-from rlft.types import PolicyOut
 
 if TYPE_CHECKING:
     from rlft.config import Lora
 
 
 class LMPolicy(nn.Module):
-    """`forward(ids [B, L], position [B, T], mask [B, T])` returns `PolicyOut [B, T]`.
+    """`forward(ids [B, L], position [B, T], mask [B, T])` returns (logp, entropy), float32 `[B, T]`.
 
     position: index into L of each decision's token; its distribution is read at the token before.
     """
@@ -38,7 +37,7 @@ class LMPolicy(nn.Module):
         position_BT: torch.Tensor,
         mask_BT: torch.Tensor,
         temperature: float = 1.0,
-    ) -> PolicyOut:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         causal = self._causal()
         hidden_BLH = causal.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         row, column = mask_BT.nonzero(as_tuple=True)
@@ -49,10 +48,8 @@ class LMPolicy(nn.Module):
         hidden_NH = hidden_BLH[row, (at - 1).clamp_min(0)]
         logp_N, entropy_N = causal.lm_head(hidden_NH, ids_BL[row, at], temperature)
         blank = torch.zeros(mask_BT.shape, dtype=torch.float32, device=ids_BL.device)
-        return PolicyOut(
-            logp=blank.index_put((row, column), logp_N),
-            entropy=blank.index_put((row, column), entropy_N),
-        )
+        # A plain pair: ZeRO-3 walks outputs to hook their gradients, and knows no dataclass.
+        return blank.index_put((row, column), logp_N), blank.index_put((row, column), entropy_N)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -1,0 +1,121 @@
+"""Run as `python learner_worker.py RANK WORLD PORT CASES.json OUT.pt`: one learner rank, several cases.
+
+For each case it fits once with plain SGD at learning rate 1 and saves the change of every weight,
+which is the gradient, plus the report. A script of its own because a process has one process group.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+import torch
+
+from rlft.batch import plan
+from rlft.config import parse_config
+from rlft.learning.fit import FitJob, run_fit
+from rlft.learning.learner import Learner
+from rlft.losses import ClippedSurrogate, KLToReference, NegativeLogLikelihood
+from rlft.policy.lm import load_lm
+from rlft.types import Row, Term
+
+TERMS = {
+    "surrogate": lambda: (Term("policy", ClippedSurrogate()),),
+    "nll": lambda: (Term("nll", NegativeLogLikelihood()),),
+    "poison": lambda: (Term("poison", Poison()),),
+    "kl": lambda: (Term("policy", ClippedSurrogate()), Term("kl", KLToReference(), 0.1)),
+}
+
+
+class Poison:
+    """A loss that is not finite on row 0's decisions, told apart by its advantage of 99."""
+
+    def __call__(self, out, batch):
+        return torch.where(batch.adv == 99.0, torch.log(-out.logp.abs() - 1), -out.logp)
+
+
+def rows_of(seed: int, num: int, vocabulary: int) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num):
+        prompt, response = rng.integers(2, 7), rng.integers(1, 12)
+        ids = rng.integers(3, vocabulary, prompt + response).astype(np.int32)
+        rows.append(Row(ids, int(prompt), rng.normal(-3, 0.3, response).astype(np.float32)))
+    return rows
+
+
+def main() -> None:
+    rank, world, port, cases_file, out_file = sys.argv[1:]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank}
+    os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": world}
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    with open(cases_file) as stream:
+        cases = json.load(stream)
+    results = [run_case(case, int(rank), int(world)) for case in cases]
+    if rank == "0":
+        torch.save(results, out_file)
+
+
+def run_case(case: dict, rank: int, world: int) -> dict:
+    tree = {
+        "name": "case",
+        "steps": 1,
+        "tasks_per_step": 1,
+        "algo": "grpo",
+        "env": "addition",
+        "model": {"path": case["model"], "dtype": case["dtype"], "lora": case.get("lora")},
+        "learner": {
+            "num": world,
+            "zero_stage": case["stage"],
+            "max_grad_norm": case.get("clip", 0),
+            "deepspeed": case.get("deepspeed", {}),
+        },
+    }
+    cfg = parse_config(tree, "case")
+    policy = load_lm(case["model"], case["dtype"], lora=cfg.model.lora)
+    learner = Learner(cfg, policy)
+    before = dict(learner.full_tensors())
+    rows = rows_of(case["seed"], case["rows"], 64)
+    updates = plan([len(r.ids) for r in rows], world=world, budget=case["budget"])
+    adv = np.linspace(-1, 1, len(rows)).astype(np.float32)
+    if case["terms"] == "poison":
+        adv[0] = 99.0
+    terms = TERMS[case["terms"]]()
+    job = FitJob(
+        updates=updates,
+        adv=adv,
+        on_policy=np.ones(len(rows), bool),
+        terms=terms,
+        coef=tuple(float(t.coef) for t in terms),
+        aggregate=case["aggregate"],
+        max_tokens=12,
+        lr=case.get("lr", 1.0),
+        temperature=case.get("temperature", 1.0),
+        first_epoch=1,
+    )
+    reference = None
+    if case["terms"] == "kl":
+
+        def reference(inputs):
+            return torch.full(inputs.mask.shape, -3.0)
+
+    mine = {i: rows[i] for u in updates for m in u.ranks[rank] for i in m}
+    reports = [
+        run_fit(learner, job, rank, mine, pad_id=0, reference=reference)
+        for _ in range(case.get("fits", 1))
+    ]
+    after = dict(learner.full_tensors())
+    return {
+        "before": before,
+        "after": after,
+        "metrics": [dict(r.metrics) for r in reports],
+        "skipped": [r.skipped for r in reports],
+        "nonfinite_rows": [r.nonfinite_rows for r in reports],
+        "micro_batches": [len(updates[0].ranks[r]) for r in range(world)],
+    }
+
+
+if __name__ == "__main__":
+    main()
