@@ -46,7 +46,10 @@ class GRPO(Algo):
     def terms(self) -> tuple[Term, ...]:
         cap = self.correction_cap
         clipped = ClippedSurrogate(
-            self.clip_low, self.clip_high, self.dual_clip, None if cap is None else TokenTruncate(cap)
+            self.clip_low,
+            self.clip_high,
+            self.dual_clip,
+            None if cap is None else TokenTruncate(cap),
         )
         policy = Term("policy", clipped if self.loss is None else registry.build("loss", self.loss))
         if self.kl_coef == 0:

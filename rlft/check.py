@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+from rlft import registry
 from rlft.algo import Algo
 from rlft.cluster.placement import make_plan
 from rlft.config import Config
-from rlft.errors import ResourceError
+from rlft.errors import ConfigError, ResourceError
+
+
+def check_plugins(cfg: Config) -> tuple[Algo, Any]:
+    """Resolves every plug-in of `cfg` and checks what they need of each other; returns (algo, env).
+
+    Raises PluginError or ConfigError.
+    """
+    algo: Algo = registry.build("algo", cfg.algo)
+    env = registry.build("env", cfg.env)
+    for reward in cfg.rewards.fns:
+        registry.build("reward", {"name": reward.fn, **reward.args})
+    registry.resolve("engine", cfg.sampler.engine)
+    registry.build("transport", cfg.publish.transport)
+    if cfg.model.build is not None:
+        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
+        registry.build("model", spec)
+    evaluates = cfg.eval.every or cfg.eval.at_start or cfg.eval.at_end
+    if (algo.samples or evaluates) and cfg.sampler.num == 0:
+        what = f"algo {type(algo).__name__}" if algo.samples else "eval"
+        raise ConfigError(f"{what} samples, but sampler.num is 0; set it to at least 1")
+    if (algo.samples or evaluates) and not cfg.rewards.fns:
+        raise ConfigError("rewards.fns is empty; name at least one reward, e.g. [{fn: gsm8k}]")
+    _ship_by_value()
+    return algo, env
 
 
 def check_installation(cfg: Config) -> None:
@@ -60,3 +86,12 @@ def _is_cuda_build(package: str) -> bool:
         return "+cpu" not in importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+def _ship_by_value() -> None:
+    """Classes of plug-in files travel to actors with their code: no actor has to find the file."""
+    import ray
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("rlft_plugin_"):
+            ray.cloudpickle.register_pickle_by_value(module)

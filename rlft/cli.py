@@ -33,12 +33,15 @@ def run(
         Path | None, typer.Option("--dir", help="the run folder; default runs/NAME/DATE-TIME")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue the newest run of this name, or the one in --dir")
+        bool,
+        typer.Option("--resume", help="continue the newest run of this name, or the one in --dir"),
     ] = False,
 ) -> None:
     """Train."""
     from rlft.config import load_config
-    from rlft.run import latest_folder, main, new_folder
+    from rlft.record.folder import latest_folder, new_folder
+    from rlft.record.summary import success
+    from rlft.run import main
 
     cfg = load_config(config, overrides or ())
     if folder is None:
@@ -46,19 +49,18 @@ def run(
     folder = folder.expanduser().resolve()
     result = main(cfg, folder, resume=resume)
     out = Console(soft_wrap=True, highlight=False)
-    for key in sorted(k for k in result if k.startswith("eval/reward/")):
-        if f"before/{key}" in result:
-            name = key.removeprefix("eval/")
-            out.print(f"held-out {name}: {result[f'before/{key}']:.3f} before, {result[key]:.3f} after")
+    for name, after in success(result).items():
+        before = result.get(f"before/eval/{name}")
+        if before is not None:
+            out.print(f"held-out {name}: {before:.3f} before, {after:.3f} after")
     out.print(f"run folder: {folder}", soft_wrap=True)
 
 
 @app.command()
 def check(config: ConfigArg, overrides: Overrides = None) -> None:
     """Validate a configuration and its plug-ins, without starting anything."""
-    from rlft.check import check_installation, describe
+    from rlft.check import check_installation, check_plugins, describe
     from rlft.config import load_config
-    from rlft.run import check_plugins
 
     cfg = load_config(config, overrides or ())
     algo, env = check_plugins(cfg)
@@ -101,7 +103,9 @@ def fetch(
 
     known = {"smollm2-135m": fetch_smollm2_135m}
     if what not in known:
-        raise ConfigError(f"unknown model {what!r}.{did_you_mean(what, known)} Known: {', '.join(known)}")
+        raise ConfigError(
+            f"unknown model {what!r}.{did_you_mean(what, known)} Known: {', '.join(known)}"
+        )
     print(known[what](to or Path("models") / what))
 
 

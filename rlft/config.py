@@ -64,7 +64,9 @@ class Sampler(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Natural = Field(default=0, description="0: no limit")
-    stop: list[str] = Field(default=[], description="further stop tokens, one vocabulary entry each")
+    stop: list[str] = Field(
+        default=[], description="further stop tokens, one vocabulary entry each"
+    )
     max_batch: Positive = Field(default=256, description="sequences decoded at the same time")
     engine_args: dict[str, Any] = Field(
         default={}, description="passed to the engine (vLLM: EngineArgs); our required keys win"
@@ -94,7 +96,9 @@ class Learner(Section):
 class Reward(Section):
     """One reward function and how much it counts."""
 
-    fn: str = Field(description="module:attr or file.py:attr of `(completion, task) -> float | dict`")
+    fn: str = Field(
+        description="module:attr or file.py:attr of `(completion, task) -> float | dict`"
+    )
     weight: float = 1.0
     args: dict[str, Any] = Field(default={}, description="further keyword arguments")
 
@@ -145,7 +149,9 @@ class Cluster(Section):
         default=None,
         description="a running cluster; null: the one RAY_ADDRESS names, else a private local one",
     )
-    cpus: Positive | None = Field(default=None, description="cores to plan for; null: what is there")
+    cpus: Positive | None = Field(
+        default=None, description="cores to plan for; null: what is there"
+    )
     placement: Literal["colocated", "disaggregated"] = "colocated"
     threads_per_sampler: Positive | None = Field(default=None, description="null: planned")
     threads_per_learner: Positive | None = Field(default=None, description="null: planned")
@@ -253,7 +259,10 @@ def schema() -> dict[str, Any]:
         other = {"name": {"type": "string", "pattern": ":"}}
         variants.append({"type": "object", "properties": other, "required": ["name"]})
         whole["properties"][kind] = {"anyOf": variants}
-    whole["properties"]["extends"] = {"type": "string", "description": "a base, relative to this file"}
+    whole["properties"]["extends"] = {
+        "type": "string",
+        "description": "a base, relative to this file",
+    }
     whole["required"] = []  # a file that extends another may leave anything to it
     return whole
 

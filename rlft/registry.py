@@ -92,7 +92,7 @@ def build(kind: str, spec: str | Mapping[str, Any], **extra: Any) -> Any:
 
 def construct(factory: Callable[..., Any], keys: Mapping[str, Any], what: str) -> Any:
     """Calls or binds `factory` with `keys`, after checking them; `what` names it in errors."""
-    if dataclasses.is_dataclass(factory):
+    if inspect.isclass(factory) and dataclasses.is_dataclass(factory):
         known = [f.name for f in dataclasses.fields(factory) if f.init]
         _check_keys(keys, known, what)
         try:
@@ -116,7 +116,9 @@ def explain(error: ValidationError) -> str:
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         got = fault.get("input")
-        shown = f" (got {type(got).__name__} {str(got)[:80]!r})" if fault["type"] != "missing" else ""
+        shown = (
+            f" (got {type(got).__name__} {str(got)[:80]!r})" if fault["type"] != "missing" else ""
+        )
         lines.append(f"{key}: {fault['msg']}{shown}" if key else f"{fault['msg']}{shown}")
     return "; ".join(lines)
 
@@ -141,7 +143,7 @@ def _is_plugin(kind: str, name: str, value: Any, module: ModuleType) -> bool:
     if name.startswith("_") or name not in getattr(module, "__all__", vars(module)):
         return False
     if kind == "loss":
-        return dataclasses.is_dataclass(value) and "out" in inspect.signature(value.__call__).parameters
+        return inspect.isclass(value) and "out" in inspect.signature(value.__call__).parameters
     return inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, str)
 
 

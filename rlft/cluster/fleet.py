@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from rlft.cluster.placement import Plan, actor_options
 from rlft.cluster.waits import Owner, Waits
-from rlft.config import Config
+from rlft.config import Config, Deadlines
 
 
 @dataclass(slots=True)
@@ -23,12 +24,27 @@ class Fleet:
     samplers: list[Owner]
     learners: list[Owner]
     rewards: list[Owner]
+    shares_gpus: bool
+    deadlines: Deadlines
     _group: Any
 
-    def all(self, owners: list[Owner], method: str, *args: Any, what: str, deadline_s: float) -> list:
+    def all(
+        self, owners: list[Owner], method: str, *args: Any, what: str, deadline_s: float
+    ) -> list:
         """Calls `method(*args)` on each of `owners` at once and waits for all."""
         calls = [(owner, getattr(owner.handle, method).remote(*args)) for owner in owners]
         return self.waits.get(calls, what, deadline_s)
+
+    @contextmanager
+    def samplers_asleep(self) -> Iterator[None]:
+        """Colocated engines give their GPU memory to the learner meanwhile; on CPU nothing happens."""
+        if not self.shares_gpus:
+            yield
+            return
+        limit = self.deadlines.publish
+        self.all(self.samplers, "sleep", what="falling asleep", deadline_s=limit)
+        yield
+        self.all(self.samplers, "wake", what="waking up", deadline_s=limit)
 
     def close(self) -> None:
         """Ends every actor and gives their place back."""
@@ -50,7 +66,8 @@ def start_fleet(
     folder: the Hugging Face folder to start from; needs: batch fields that the algorithm's terms read.
     """
     group = placement_group(list(plan.bundles), strategy="PACK")
-    fleet = Fleet(waits, [], [], [], group)
+    shared = cfg.cluster.placement == "colocated" and cfg.sampler.gpus > 0 and cfg.learner.gpus > 0
+    fleet = Fleet(waits, [], [], [], shared, cfg.deadlines, group)
     deadline = cfg.deadlines.start
     try:
         placed = Owner("the placement of actors (does the cluster have free resources?)")
@@ -70,10 +87,8 @@ def _start_actors(
     from rlft.rewards.worker import RewardWorker
     from rlft.sampling.sampler import Sampler
 
-    shared = cfg.cluster.placement == "colocated" and cfg.sampler.gpus > 0 and cfg.learner.gpus > 0
-
     def start(cls: type, name: str, unit: str, options: dict[str, Any], *args: Any) -> Owner:
-        actor = ray.remote(concurrency_groups={"control": 1})(cls)
+        actor: Any = ray.remote(concurrency_groups={"control": 1})(cls)  # type: ignore[call-overload]
         return Owner(name, actor.options(**options).remote(name, *args), unit)
 
     for index in range(cfg.sampler.num):
@@ -83,7 +98,7 @@ def _start_actors(
             bundle=plan.sampler_bundle[index],
             threads=plan.sampler_threads,
             gpus=cfg.sampler.gpus,
-            shared=shared,
+            shared=fleet.shares_gpus,
             name=f"sampler {index}",
         )
         fleet.samplers.append(
@@ -96,11 +111,13 @@ def _start_actors(
             bundle=plan.learner_bundle[rank],
             threads=plan.learner_threads,
             gpus=cfg.learner.gpus,
-            shared=shared,
+            shared=fleet.shares_gpus,
             name=f"learner {rank}",
         )
         fleet.learners.append(
-            start(LearnerRank, f"learner {rank}", "micro-batches", options, cfg, rank, folder, needs)
+            start(
+                LearnerRank, f"learner {rank}", "micro-batches", options, cfg, rank, folder, needs
+            )
         )
     if cfg.rewards.fns:
         for index in range(cfg.rewards.workers):
@@ -122,7 +139,9 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     # Whereabouts queue behind the constructor (and `connect`), so their answer means "ready".
     ready = [(o, o.handle.whereabouts.remote()) for o in owners]
     notes = fleet.waits.get(joined, "loading the model", deadline)
-    places = dict(zip((o.name for o in owners), fleet.waits.get(ready, "starting", deadline), strict=True))
+    places = dict(
+        zip((o.name for o in owners), fleet.waits.get(ready, "starting", deadline), strict=True)
+    )
     for role in ("samplers", "learners", "rewards"):
         setattr(fleet, role, [replace(o, where=places[o.name]) for o in getattr(fleet, role)])
     for note in notes[0]:

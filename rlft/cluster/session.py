@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import ray
 
@@ -45,7 +46,7 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
 
 def _start(cfg: Config, address: str | None) -> None:
     # What actors print goes to Ray's log files, so that the console stays readable.
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
             ray.init(address=address, **quiet)

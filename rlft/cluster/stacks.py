@@ -65,4 +65,6 @@ def _spied(pid: int) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except subprocess.TimeoutExpired:
         return f"process {pid} does not answer signals, and py-spy got nothing in 10 s"
-    return done.stdout or f"process {pid} does not answer signals; py-spy said: {done.stderr.strip()}"
+    return (
+        done.stdout or f"process {pid} does not answer signals; py-spy said: {done.stderr.strip()}"
+    )

@@ -42,9 +42,7 @@ class Waits:
         self.waited: dict[str, float] = {}
         self._say, self._folder, self._notice_s = say, folder, notice_s
 
-    def get(
-        self, pending: Sequence[tuple[Owner, Any]], what: str, deadline_s: float
-    ) -> list[Any]:
+    def get(self, pending: Sequence[tuple[Owner, Any]], what: str, deadline_s: float) -> list[Any]:
         """Values of the references in `pending`, in order.
 
         Raises DeadlineExceeded naming who is late, ActorFailed naming who died or raised; an error of
@@ -114,7 +112,9 @@ def fetch(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
     try:
         return ray.get(list(refs), timeout=deadline_s)
     except ray.exceptions.GetTimeoutError:
-        raise DeadlineExceeded(f"{what}: not in the object store after {deadline_s:.0f} s") from None
+        raise DeadlineExceeded(
+            f"{what}: not in the object store after {deadline_s:.0f} s"
+        ) from None
 
 
 def _dump_anywhere(where: stacks.Whereabouts) -> str:

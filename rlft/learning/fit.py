@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from rlft.batch import Inputs, Update, assemble
 from rlft.learning.learner import Learner
-from rlft.losses.aggregate import decision_weight, denominator
+from rlft.losses.aggregate import Aggregation, decision_weight, denominator
 from rlft.losses.correction import mismatch
 from rlft.types import Batch, PolicyOut, Row, Term
 
@@ -35,7 +35,7 @@ class FitJob:
     on_policy: np.ndarray
     terms: tuple[Term, ...]
     coef: tuple[float, ...]
-    aggregate: str
+    aggregate: Aggregation
     max_tokens: int
     lr: float
     temperature: float
@@ -164,7 +164,11 @@ def _accumulate(
     mismatch_sums.over("mismatch/kl", gaps["kl"], trusted)
     mismatch_sums.over("mismatch/mean_logp_gap", gaps["abs_gap"], trusted)
     mismatch_sums.largest("mismatch/max_logp_gap", gaps["abs_gap"], trusted)
-    return {row for row, value in zip(micro.rows, row_loss.tolist(), strict=False) if not np.isfinite(value)}
+    return {
+        row
+        for row, value in zip(micro.rows, row_loss.tolist(), strict=False)
+        if not np.isfinite(value)
+    }
 
 
 def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
@@ -206,7 +210,9 @@ class _Sums:
 
     def largest(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
         chosen = value_BT.detach()[mask_BT]
-        self._largest[name] = max(self._largest[name], float(chosen.max()) if chosen.numel() else 0.0)
+        self._largest[name] = max(
+            self._largest[name], float(chosen.max()) if chosen.numel() else 0.0
+        )
 
     def reduced(self, device: torch.device) -> dict[str, float]:
         """Averages and maxima over every rank. A collective."""
@@ -214,7 +220,9 @@ class _Sums:
         flat = [x for name in names for x in self._sums[name]]
         totals = torch.tensor(flat, dtype=torch.float64, device=device)
         dist.all_reduce(totals)
-        highest = torch.tensor([self._largest[p] for p in peaks], dtype=torch.float64, device=device)
+        highest = torch.tensor(
+            [self._largest[p] for p in peaks], dtype=torch.float64, device=device
+        )
         if peaks:
             dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         pairs = totals.reshape(-1, 2).tolist()

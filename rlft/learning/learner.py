@@ -64,7 +64,9 @@ def _overridden(
             merged[key] = _overridden(given[key], value, f"{where}.{key}", notes)
             continue
         if key in given and given[key] != value:
-            notes.append(f"{where}.{key}: {given[key]!r} is replaced by {value!r}, which rlft needs")
+            notes.append(
+                f"{where}.{key}: {given[key]!r} is replaced by {value!r}, which rlft needs"
+            )
         merged[key] = value
     return merged
 
@@ -85,7 +87,10 @@ class Learner:
             raise ConfigError("the model has no trainable parameter")
         optimizer = None if "optimizer" in config else self._optimizer(trained)
         self.engine, *_ = deepspeed.initialize(
-            model=policy.to(self.device), model_parameters=trained, optimizer=optimizer, config=config
+            model=policy.to(self.device),
+            model_parameters=trained,
+            optimizer=optimizer,
+            config=config,
         )
         if _guards_itself(cfg):
             guard(self.engine.optimizer, cfg.learner.max_grad_norm)
@@ -161,7 +166,9 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Writes model, optimizer and random state of every rank below `folder`. A collective."""
         state = {"torch_rng": torch.get_rng_state()}
-        self.engine.save_checkpoint(str(folder), tag="learner", client_state=state, save_latest=False)
+        self.engine.save_checkpoint(
+            str(folder), tag="learner", client_state=state, save_latest=False
+        )
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. A collective."""

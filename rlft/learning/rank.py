@@ -26,7 +26,9 @@ from rlft.types import Row, RowRef, WeightUpdate
 class LearnerRank:
     """Rank `rank` of the learner. `connect` is a collective: call it on every rank at once."""
 
-    def __init__(self, name: str, cfg: Config, rank: int, folder: Path, needs: frozenset[str]) -> None:
+    def __init__(
+        self, name: str, cfg: Config, rank: int, folder: Path, needs: frozenset[str]
+    ) -> None:
         self._where = stacks.register(name)
         self._cfg, self._rank, self._folder, self._needs = cfg, rank, folder, needs
         self._transport = registry.build("transport", cfg.publish.transport)
@@ -101,7 +103,9 @@ class LearnerRank:
         row = torch.tensor([ids], device=device)
         position = torch.arange(1, len(ids), device=device)[None]
         with torch.no_grad():
-            out = self._learner.forward(row, position, torch.ones_like(position, dtype=torch.bool), 1.0)
+            out = self._learner.forward(
+                row, position, torch.ones_like(position, dtype=torch.bool), 1.0
+            )
         return out.logp[0].cpu().numpy()
 
     def save(self, folder: Path) -> None:

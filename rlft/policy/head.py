@@ -89,7 +89,10 @@ class _ChosenLogp(torch.autograd.Function):
 
 
 def chosen_logp(
-    hidden_NH: torch.Tensor, weight_VH: torch.Tensor, actions_N: torch.Tensor, temperature: float = 1.0
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    actions_N: torch.Tensor,
+    temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns float32 `(logp [N], entropy [N])` in nats of `actions_N` (int64) under
     `softmax(hidden_NH @ weight_VH.T / temperature)`; differentiable in hidden and weight."""

@@ -97,7 +97,7 @@ def load_lm(
                 lm,
                 LoraConfig(
                     r=lora.rank,
-                    lora_alpha=lora.alpha,
+                    lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes floats
                     lora_dropout=lora.dropout,
                     target_modules=targets,
                     task_type="CAUSAL_LM",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from rlft import registry
@@ -27,7 +26,9 @@ def start_folder(cfg: Config, run_folder: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(cfg.model.path, ignore_patterns=["*.gguf", "*.pth", "onnx/*"]))
+        return Path(
+            snapshot_download(cfg.model.path, ignore_patterns=["*.gguf", "*.pth", "onnx/*"])
+        )
     except Exception as error:
         raise ConfigError(
             f"model.path {cfg.model.path!r}: not a folder here, and the hub did not give it "
@@ -40,11 +41,12 @@ def _built(cfg: Config, folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     import torch
+    from transformers.utils import logging as transformers_logging
 
     assert cfg.model.build is not None
     spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
+    transformers_logging.disable_progress_bar()
     model, tokenizer = registry.build("model", spec)(cfg.seed)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     model.to(getattr(torch, cfg.model.dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

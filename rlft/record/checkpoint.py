@@ -1,10 +1,10 @@
 """Checkpoints: written beside, checked, renamed. A folder that exists is a whole checkpoint.
 
-    checkpoints/step_000006/
-        state.json       step, version, configuration, and the hash of every other file
-        algo.pkl         the algorithm's own state
-        learner_state/   DeepSpeed: weights, optimizer, random state of every rank
-        model/           a Hugging Face folder
+checkpoints/step_000006/
+    state.json       step, version, configuration, and the hash of every other file
+    algo.pkl         the algorithm's own state
+    learner_state/   DeepSpeed: weights, optimizer, random state of every rank
+    model/           a Hugging Face folder
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import xxhash
 
+from rlft.config import Config
 from rlft.errors import CheckpointError
 
 _FORMAT = 1
@@ -27,7 +28,12 @@ _NAME = re.compile(r"step_(\d{6,})")
 
 
 def write_checkpoint(
-    root: Path, step: int, state: dict[str, Any], algo_state: Any, write: Callable[[Path], None], keep: int
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    algo_state: Any,
+    write: Callable[[Path], None],
+    keep: int,
 ) -> Path:
     """Writes `root/step_N` atomically; `write(folder)` adds the large parts.
 
@@ -41,7 +47,9 @@ def write_checkpoint(
         beside.mkdir(parents=True)
         write(beside)
         (beside / "algo.pkl").write_bytes(pickle.dumps(algo_state))
-        files = {str(p.relative_to(beside)): _hash(p) for p in sorted(beside.rglob("*")) if p.is_file()}
+        files = {
+            str(p.relative_to(beside)): _hash(p) for p in sorted(beside.rglob("*")) if p.is_file()
+        }
         whole = {"format": _FORMAT, "step": step, **state, "files": files}
         (beside / "state.json").write_text(json.dumps(whole, indent=1))
         _sync(beside)
@@ -82,7 +90,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:
             f"{folder} is not an rlft checkpoint: its state.json is missing or unreadable ({error})"
         ) from None
     if state.get("format") != _FORMAT:
-        raise CheckpointError(f"{folder} has format {state.get('format')}, this version reads {_FORMAT}")
+        raise CheckpointError(
+            f"{folder} has format {state.get('format')}, this version reads {_FORMAT}"
+        )
     for name, digest in files.items():
         path = folder / name
         if not path.is_file() or _hash(path) != digest:
@@ -92,6 +102,35 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:
                 f"from the checkpoint before it."
             )
     return state, pickle.loads((folder / "algo.pkl").read_bytes())
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that resumes it."""
+    algo = cfg.algo if isinstance(cfg.algo, str) else cfg.algo.get("name")
+    env = cfg.env if isinstance(cfg.env, str) else cfg.env.get("name")
+    model = cfg.model.model_dump(mode="json", include={"build", "dtype", "lora"})
+    return {
+        "name": cfg.name,
+        "algo": algo,
+        "env": env,
+        "seed": cfg.seed,
+        "model": model,
+        "model.path": Path(cfg.model.path).name if cfg.model.path else None,
+        "learner.num": cfg.learner.num,
+        "learner.zero_stage": cfg.learner.zero_stage,
+        "tasks_per_step": cfg.tasks_per_step,
+    }
+
+
+def refuse_foreign(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    differ = [
+        f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if theirs.get(k) != v
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{folder} belongs to another run ({'; '.join(differ)}). Resume it with its own "
+            f"configuration ({folder.parents[1] / 'config.yaml'}), or start a new run."
+        )
 
 
 def _all(root: Path) -> list[Path]:

@@ -11,6 +11,9 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text as RichText
 
+_QUIET_S = 2.0
+"""Steps faster than this share a line: 600 steps of 80 ms are 25 lines, not 600."""
+
 
 class Console:
     """Lines that stay, and in a terminal one below them that lives."""
@@ -20,6 +23,7 @@ class Console:
         self._steps = steps
         self._live: Live | None = None
         self._first: tuple[int, float] | None = None
+        self._last_line = 0.0
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
@@ -48,8 +52,13 @@ class Console:
         done = int(row["step"])
         if self._first is None:
             self._first = (done, time.monotonic())
+        if time.monotonic() - self._last_line < _QUIET_S and done < self._steps:
+            return
+        self._last_line = time.monotonic()
         tokens = row["tokens/prompt"] + row["tokens/completion"]
-        phases = "  ".join(f"{p} {row[f'time/{p}_s']:.1f} s" for p in ("rollout", "learn", "publish"))
+        phases = "  ".join(
+            f"{p} {row[f'time/{p}_s']:.1f} s" for p in ("rollout", "learn", "publish")
+        )
         reward = row.get("reward/mean")
         parts = [
             f"step {done}/{self._steps}",

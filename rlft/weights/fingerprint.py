@@ -14,7 +14,7 @@ from rlft.types import TensorSpec
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a CPU tensor, copied only if it is not contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def fingerprint(name: str, tensor: torch.Tensor) -> TensorSpec:

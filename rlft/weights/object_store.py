@@ -31,7 +31,9 @@ class ObjectStore:
             buffer[offset : offset + count] = tensor.contiguous().reshape(-1).view(torch.uint8)
         return WeightUpdate(version, version - 1, "full", manifest, source=put(buffer.numpy()))
 
-    def receive(self, update: WeightUpdate, payload: np.ndarray) -> Iterator[tuple[str, torch.Tensor]]:
+    def receive(
+        self, update: WeightUpdate, payload: np.ndarray
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) as views of the mapped buffer: nothing is copied here."""
         import warnings
 

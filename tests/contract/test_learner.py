@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import learner_worker
 import pytest
 import torch
-import learner_worker
 from learner_worker import rows_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,7 +81,15 @@ def results(request, model_folder, tmp_path_factory):
         port = listener.getsockname()[1]
     ranks = [
         subprocess.Popen(
-            [sys.executable, WORKER, str(r), str(world), str(port), folder / "cases.json", folder / "out.pt"],
+            [
+                sys.executable,
+                WORKER,
+                str(r),
+                str(world),
+                str(port),
+                folder / "cases.json",
+                folder / "out.pt",
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -127,7 +135,7 @@ FLOAT32 = [n for n in CASES if n.startswith("fp32") or n == "one row"]
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_gradient_of_micro_batches_is_that_of_one_big_batch(results, model_folder, name):
-    world, by_name = results
+    by_name = results[1]
     expected = plain_gradient(model_folder, CASES[name])
     assert relative_error(by_name[name], expected) < 1e-4
     counts = by_name[name]["micro_batches"]
@@ -152,7 +160,9 @@ def test_a_non_finite_loss_skips_the_step_everywhere_and_names_its_row(results, 
 
 def test_the_row_with_the_non_finite_loss_is_named(results):
     world, by_name = results
-    if world == 1:  # with two, the rank that holds it names it, and rank 1's report is not saved here
+    if (
+        world == 1
+    ):  # with two, the rank that holds it names it, and rank 1's report is not saved here
         assert by_name["poison zero0"]["nonfinite_rows"] == [(0,)]
 
 
@@ -168,7 +178,9 @@ def test_clipping_scales_the_gradient_to_its_norm(results, model_folder, name):
 @pytest.mark.parametrize("stage", STAGES)
 def test_lora_changes_adapted_weights_only_and_by_a_matrix_of_its_rank(results, stage):
     result = results[1][f"lora zero{stage}"]
-    changed = {n for n in result["before"] if not torch.equal(result["before"][n], result["after"][n])}
+    changed = {
+        n for n in result["before"] if not torch.equal(result["before"][n], result["after"][n])
+    }
     assert changed, "nothing was learnt"
     assert all(n.endswith("proj.weight") for n in changed)
     for name in changed:

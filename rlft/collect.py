@@ -1,0 +1,154 @@
+"""Collecting on the driver: what to ask of samplers and reward workers, and groups from their answers.
+
+Only numbers and text pass through here. Per-token arrays stay in the object store, where the sampler
+put them; a trajectory knows where.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import ray
+
+from rlft.cluster.fleet import Fleet
+from rlft.config import Config
+from rlft.errors import ConfigError
+from rlft.policy.text import Text
+from rlft.sampling.sampler import Head
+from rlft.seeding import Key
+from rlft.types import Group, Outcome, Row, RowRef, Sampling, Task, Trajectory
+
+
+class Collector:
+    """Groups of completions, of demonstrations, and with outcomes."""
+
+    def __init__(self, cfg: Config, fleet: Fleet, text: Text) -> None:
+        self._cfg, self._fleet, self._text = cfg, fleet, text
+
+    def sample(
+        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool, max_tokens: int | None
+    ) -> list[Group]:
+        """Group `i` holds `n` completions of `tasks[i]`; see `Run.rollout`."""
+        if not self._fleet.samplers:
+            raise ConfigError("this samples, but sampler.num is 0; set it to at least 1")
+        sampling = self._sampling(greedy, max_tokens)
+        prompts = []
+        for place, task in enumerate(tasks):
+            ids = self._text.fitting_prompt(task, sampling.max_tokens, self._cfg.model.max_length)
+            prompts.append((ids, [key.child(place, j).seed(31) for j in range(n)]))
+        shares = _shares(len(tasks), len(self._fleet.samplers))
+        calls, stored = [], []
+        for sampler, share in zip(self._fleet.samplers, shares, strict=True):
+            method = sampler.handle.generate.options(num_returns=2)
+            heads, rows = method.remote([prompts[i] for i in share], sampling)
+            calls.append((sampler, heads))
+            stored.append(rows)
+        answers = self._fleet.waits.get(calls, "rollout", self._cfg.deadlines.rollout)
+        groups = []
+        for share, (version, heads), rows in zip(shares, answers, stored, strict=True):
+            for order, place in enumerate(share):
+                mine = range(order * n, (order + 1) * n)
+                name, length = f"{key.path[-1]}.{place}", len(prompts[place][0])
+                members = [
+                    _sampled(
+                        f"{name}.{j}", tasks[place], length, heads[i], version, RowRef(rows, i)
+                    )
+                    for j, i in enumerate(mine)
+                ]
+                groups.append(Group(tasks[place], tuple(members)))
+        return groups
+
+    def demos(self, tasks: Sequence[Task], version: int) -> list[Group]:
+        """Each task that has reference responses, with them as members of origin `demo`.
+
+        A response that does not fit into `model.max_length` is cut there.
+        """
+        rows: list[Row] = []
+        found: list[tuple[Task, list[tuple[str, int]]]] = []
+        for task in tasks:
+            prompt = self._text.fitting_prompt(task, 1, self._cfg.model.max_length)
+            here = []
+            for demo in task.demos:
+                response = self._text.response_ids(demo)[: self._cfg.model.max_length - len(prompt)]
+                unknown = np.full(len(response), np.nan, np.float32)
+                here.append((demo, len(rows)))
+                rows.append(Row(np.array([*prompt, *response], np.int32), len(prompt), unknown))
+            found.append((task, here))
+        stored = ray.put(rows)
+        groups = []
+        for task, here in found:
+            members = tuple(
+                Trajectory(
+                    id=f"demo.{task.id}.{order}",
+                    task_id=task.id,
+                    origin="demo",
+                    text=demo,
+                    prompt_len=rows[at].prompt_len,
+                    num_tokens=len(rows[at].ids) - rows[at].prompt_len,
+                    version=(version, version),
+                    truncated=False,
+                    row=RowRef(stored, at),
+                )
+                for order, (demo, at) in enumerate(here)
+            )
+            if members:
+                groups.append(Group(task, members))
+        return groups
+
+    def outcomes(self, groups: Sequence[Group]) -> list[Group]:
+        """The same groups with an outcome on every member."""
+        if not self._fleet.rewards:
+            raise ConfigError("this needs rewards, but rewards.fns is empty; name at least one")
+        items = [(m.text, g.task) for g in groups for m in g.members]
+        shares = _shares(len(items), len(self._fleet.rewards))
+        calls = [
+            (worker, worker.handle.score.remote([items[i] for i in share]))
+            for worker, share in zip(self._fleet.rewards, shares, strict=True)
+        ]
+        answers = self._fleet.waits.get(calls, "reward", self._cfg.deadlines.reward)
+        outcome: Iterator[Outcome] = itertools.chain.from_iterable(answers)
+        return [
+            dataclasses.replace(
+                g, members=tuple(dataclasses.replace(m, outcome=next(outcome)) for m in g.members)
+            )
+            for g in groups
+        ]
+
+    def _sampling(self, greedy: bool, max_tokens: int | None) -> Sampling:
+        cfg = self._cfg.sampler
+        limit = max_tokens or cfg.max_tokens
+        return Sampling(
+            max_tokens=limit,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            top_k=cfg.top_k,
+            greedy=greedy,
+            min_tokens=min(cfg.min_tokens, limit),
+            stop_ids=self._text.stop_ids,
+        )
+
+
+def _sampled(
+    name: str, task: Task, prompt_len: int, head: Head, version: int, row: RowRef
+) -> Trajectory:
+    text, num_tokens, truncated = head
+    return Trajectory(
+        id=name,
+        task_id=task.id,
+        origin="policy",
+        text=text,
+        prompt_len=prompt_len,
+        num_tokens=num_tokens,
+        version=(version, version),
+        truncated=truncated,
+        row=row,
+    )
+
+
+def _shares(count: int, workers: int) -> list[range]:
+    """Contiguous shares of `count` things, as equal as can be: fixed by the two numbers alone."""
+    edges = [count * i // workers for i in range(workers + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]

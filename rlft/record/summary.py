@@ -1,0 +1,75 @@
+"""Numbers and rows about collected groups: what the metrics and samples files hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlft.filters import members_of
+from rlft.types import Group, Trajectory
+
+_SAMPLES_A_STEP = 16
+
+
+def success(result: Mapping[str, float]) -> dict[str, float]:
+    """What a person asks of an evaluation: the mean reward and its named parts."""
+    bookkeeping = {"reward/std", "reward/invalid", "reward/errors"}
+    named = {k.removeprefix("eval/"): v for k, v in result.items() if k.startswith("eval/reward/")}
+    return {name: value for name, value in named.items() if name not in bookkeeping}
+
+
+def collected(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, tokens and shares of what a step collected, before anything is filtered."""
+    members, _ = members_of(groups)
+    tokens = sum(m.num_tokens for m in members)
+    return {
+        **reward_summary(members),
+        "groups": len(groups),
+        "groups/flat": sum(len(set(g.rewards)) <= 1 for g in groups) / max(1, len(groups)),
+        "tokens/prompt": sum(m.prompt_len for m in members),
+        "tokens/completion": tokens,
+        "completion/mean_tokens": tokens / max(1, len(members)),
+        "completion/truncated": sum(m.truncated for m in members) / max(1, len(members)),
+    }
+
+
+def reward_summary(members: Sequence[Trajectory]) -> dict[str, float]:
+    """Mean, spread and named parts over members that have a reward, and the shares that do not."""
+    rewards = np.array([m.reward for m in members if m.reward is not None], np.float64)
+    kinds = [m.outcome.kind for m in members if m.outcome is not None]
+    out: dict[str, float] = {
+        "reward/invalid": kinds.count("invalid") / max(1, len(kinds)),
+        "reward/errors": kinds.count("error") / max(1, len(kinds)),
+    }
+    if len(rewards):
+        out |= {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std())}
+    parts: dict[str, list[float]] = {}
+    for m in members:
+        for name, value in (m.outcome.parts if m.outcome else {}).items():
+            parts.setdefault(name, []).append(value)
+    out |= {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()}
+    return out
+
+
+def sample_rows(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[str, Any]]:
+    """Rows of `samples.jsonl` for the first completions of a step, whole groups together."""
+    pairs = [(g.task, m) for g in groups for m in g.members][:_SAMPLES_A_STEP]
+    for task, m in pairs:
+        outcome = m.outcome
+        yield {
+            "step": step,
+            "kind": kind,
+            "task": task.id,
+            "prompt": task.prompt,
+            "completion": m.text,
+            "target": task.target,
+            "reward": outcome.reward if outcome else None,
+            "parts": dict(outcome.parts) if outcome else {},
+            "outcome": outcome.kind if outcome else None,
+            "reason": outcome.reason if outcome else "",
+            "tokens": m.num_tokens,
+            "truncated": m.truncated,
+            "version": list(m.version),
+        }
