@@ -76,3 +76,35 @@ def no_ray_left_behind() -> Iterator[None]:
         for process in left:
             process.terminate()
         pytest.fail(f"the tests left Ray running: {names}; call ray.shutdown() in the fixture")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One private cluster for all tests that need actors; runs in this process join it."""
+    import ray
+
+    root = Path(__file__).resolve().parents[1]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests" / "support")])
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=512 * 2**20,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained quickstart model: 0.5M float32 parameters, 19 tokens."""
+    from envs.addition import build_model
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    model, tokenizer = build_model(seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
