@@ -25,6 +25,10 @@ Overrides = Annotated[
 ]
 
 
+class _Stopped(Exception):
+    """A signal ended the run; its argument is the exit code."""
+
+
 @app.command()
 def run(
     config: ConfigArg,
@@ -47,7 +51,11 @@ def run(
     if folder is None:
         folder = latest_folder(cfg) if resume else new_folder(cfg)
     folder = folder.expanduser().resolve()
-    result = main(cfg, folder, resume=resume)
+    try:
+        result = main(cfg, folder, resume=resume)
+    except KeyboardInterrupt as interrupt:
+        # Past this frame click would make its own sense of it, and lose which signal it was.
+        raise _Stopped(143 if type(interrupt).__name__ == "Terminated" else 130) from None
     out = Console(soft_wrap=True, highlight=False)
     for name, after in success(result).items():
         before = result.get(f"before/eval/{name}")
@@ -113,19 +121,17 @@ def main() -> None:
     """Entry point: turns the errors of our family into exit codes."""
     sys.path.insert(0, str(Path.cwd()))  # plug-ins of the folder one is in
     try:
-        app(standalone_mode=False)
-    except typer.Abort:
-        sys.exit(130)
+        code = app(standalone_mode=False)  # click's own exits come back as a number
+        sys.exit(code if isinstance(code, int) else 0)
+    except _Stopped as stopped:
+        _err.print(f"stopped by {'SIGTERM' if stopped.args[0] == 143 else 'Ctrl-C'}")
+        sys.exit(stopped.args[0])
     except UserError as error:
         _err.print(f"error: {error}", markup=False)
         sys.exit(2)
     except RlftError as error:
         _err.print(f"failed: {error}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt as interrupt:
-        terminated = type(interrupt).__name__ == "Terminated"
-        _err.print(f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}")
-        sys.exit(143 if terminated else 130)
     except Exception as error:
         # typer's own usage errors know their exit code; everything else is a bug worth a traceback.
         if hasattr(error, "exit_code") and hasattr(error, "show"):

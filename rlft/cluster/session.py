@@ -37,7 +37,8 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
         try:
             _start(cfg, address)
             say(f"ray: {'joined ' + address if address else 'private cluster on this machine'}")
-            yield ray.cluster_resources()
+            with _sigterm_as_interrupt():  # again: ray.init put its own handler there
+                yield ray.cluster_resources()
         finally:
             # A second signal during the clean-up must not leave half of it undone.
             with _signals_held():
