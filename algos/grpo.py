@@ -10,10 +10,13 @@ and `aggregate: token`. Beyond the paper: truncated importance sampling between 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from rlft import registry
 from rlft.algo import Algo
+from rlft.config import Positive
 from rlft.filters import drop_flat, rewards_of
 from rlft.losses import ClippedSurrogate, KLToReference, TokenTruncate
 from rlft.schedule import Scheduled
@@ -27,7 +30,7 @@ class GRPO(Algo):
     correction_cap: largest engine-to-learner weight, null for none; loss: replaces the clipped
     surrogate by a plug-in; advantage: replaces the group-relative one."""
 
-    group_size: int = 8
+    group_size: Annotated[int, Field(ge=2)] = 8
     advantage: str | dict | None = None
     std: Literal["group", "batch", "none"] = "group"
     clip_low: float = 0.2
@@ -38,9 +41,17 @@ class GRPO(Algo):
     kl: Literal["k1", "k2", "k3"] = "k3"
     correction_cap: float | None = 2.0
     drop_flat: bool = True
-    epochs: int = 1
-    minibatches: int = 1
+    epochs: Positive = 1
+    minibatches: Positive = 1
     loss: str | dict | None = None
+
+    def __post_init__(self) -> None:
+        self.credit()  # a wrong plug-in or range is an error now, not after the first rollout
+        _ = self.terms
+
+    def credit(self) -> Any:
+        """The function from rewards and group ids to advantages."""
+        return registry.build("advantage", self.advantage or {"name": "group_relative", "std": self.std})
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -61,8 +72,7 @@ class GRPO(Algo):
         return drop_flat(groups) if self.drop_flat else groups
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
-        own = {"name": "group_relative", "std": self.std}
-        adv = registry.build("advantage", self.advantage or own)(*rewards_of(groups))
+        adv = self.credit()(*rewards_of(groups))
         return run.fit(
             groups, adv, aggregate=self.aggregate, epochs=self.epochs, minibatches=self.minibatches
         )

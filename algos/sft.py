@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rlft.algo import Algo
+from rlft.config import Positive
 from rlft.errors import DataError
 from rlft.losses import NegativeLogLikelihood
 from rlft.types import Group, Term, Ticket, WeightUpdate
@@ -21,8 +22,8 @@ class SFT(Algo):
     samples: ClassVar[bool] = False
 
     aggregate: Literal["token", "sequence"] = "token"
-    epochs: int = 1
-    minibatches: int = 1
+    epochs: Positive = 1
+    minibatches: Positive = 1
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rlft.errors import RlftError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
 Overrides = Annotated[
@@ -56,7 +56,7 @@ def run(
     except KeyboardInterrupt as interrupt:
         # Past this frame click would make its own sense of it, and lose which signal it was.
         raise _Stopped(143 if type(interrupt).__name__ == "Terminated" else 130) from None
-    out = Console(soft_wrap=True, highlight=False)
+    out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for name, after in success(result).items():
         before = result.get(f"before/eval/{name}")
         if before is not None:

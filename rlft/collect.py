@@ -67,14 +67,15 @@ class Collector:
         A response that does not fit into `model.max_length` is cut there.
         """
         rows: list[Row] = []
-        found: list[tuple[Task, list[tuple[str, int]]]] = []
+        found: list[tuple[Task, list[tuple[str, int, bool]]]] = []
         for task in tasks:
             prompt = self._text.fitting_prompt(task, 1, self._cfg.model.max_length)
             here = []
             for demo in task.demos:
-                response = self._text.response_ids(demo)[: self._cfg.model.max_length - len(prompt)]
+                whole = self._text.response_ids(demo)
+                response = whole[: self._cfg.model.max_length - len(prompt)]
                 unknown = np.full(len(response), np.nan, np.float32)
-                here.append((demo, len(rows)))
+                here.append((demo, len(rows), len(response) < len(whole)))
                 rows.append(Row(np.array([*prompt, *response], np.int32), len(prompt), unknown))
             found.append((task, here))
         stored = ray.put(rows)
@@ -89,10 +90,10 @@ class Collector:
                     prompt_len=rows[at].prompt_len,
                     num_tokens=len(rows[at].ids) - rows[at].prompt_len,
                     version=(version, version),
-                    truncated=False,
+                    truncated=cut,
                     row=RowRef(stored, at),
                 )
-                for order, (demo, at) in enumerate(here)
+                for order, (demo, at, cut) in enumerate(here)
             )
             if members:
                 groups.append(Group(task, members))

@@ -28,7 +28,9 @@ Natural = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Lora(Section):
@@ -226,6 +228,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     tree = _read(Path(path), ())
     for override in overrides:
         _set(tree, override)
+    if isinstance(tree.get("warm_start"), str):
+        # Absolute, so that the copy in the run folder means the same file.
+        tree["warm_start"] = str(Path(tree["warm_start"]).resolve())
     return parse_config(tree, str(path))
 
 
@@ -274,16 +279,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `extends` goes in a circle")
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
+        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
     base = tree.pop("extends", None)
-    if tree.get("warm_start"):
+    if isinstance(tree.get("warm_start"), str):
         tree["warm_start"] = str(path.parent / tree["warm_start"])
     if base is None:
         return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: expected one file name, got {base!r}")
     return _merged(_read(path.parent / base, (*seen, path.resolve())), tree)
 
 
@@ -298,13 +305,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _merged(base: Any, over: Any) -> Any:
-    """`over` on `base`; a plug-in section that names another plug-in replaces, it does not merge."""
+_PLUGINS = ("algo", "env", "build")
+"""Sections that may be a plug-in's name alone."""
+
+
+def _merged(base: Any, over: Any, key: str | None = None) -> Any:
+    """`over` on `base`, the sections at `key` (None: the whole files). A plug-in section that names
+    another plug-in replaces, it does not merge."""
+    if key in _PLUGINS and isinstance(base, str):
+        base = {"name": base}
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    if "name" in over and "name" in base and over["name"] != base["name"]:
+    if key is not None and "name" in over and over["name"] != base.get("name", over["name"]):
         return over
-    return {**base, **{k: _merged(base.get(k), v) for k, v in over.items()}}
+    return {**base, **{k: _merged(base.get(k), v, k) for k, v in over.items()}}
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -314,7 +328,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
         below = tree.setdefault(parent, {})
-        if isinstance(below, str) and parent in ("algo", "env", "build"):
+        if isinstance(below, str) and parent in _PLUGINS:
             below = tree[parent] = {"name": below}
         if not isinstance(below, dict):
             raise ConfigError(

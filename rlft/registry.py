@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -92,6 +93,8 @@ def build(kind: str, spec: str | Mapping[str, Any], **extra: Any) -> Any:
 
 def construct(factory: Callable[..., Any], keys: Mapping[str, Any], what: str) -> Any:
     """Calls or binds `factory` with `keys`, after checking them; `what` names it in errors."""
+    if not callable(factory):
+        raise PluginError(f"{what}: expected a class or function, got {factory!r:.80}")
     if inspect.isclass(factory) and dataclasses.is_dataclass(factory):
         known = [f.name for f in dataclasses.fields(factory) if f.init]
         _check_keys(keys, known, what)
@@ -194,8 +197,10 @@ def _load_file(kind: str, name: str) -> ModuleType:
     path = Path(name).expanduser().resolve()
     if not path.is_file():
         raise PluginError(f"{kind}: no file {name!r} (looked for {path}).")
-    # A stable module name, so that what is defined there can be pickled between processes.
-    module_name = f"rlft_plugin_{path.stem}"
+    # A stable module name, so that what is defined there can be pickled between processes; with the
+    # whole path in it, because two plug-ins may both be called reward.py.
+    place = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
+    module_name = f"rlft_plugin_{path.stem}_{place}"
     loaded = sys.modules.get(module_name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded

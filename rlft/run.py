@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -379,6 +380,8 @@ def main(
     algo, env = check_plugins(cfg)
     with ray_session(cfg, console.say) as resources:
         cfg = _after_warm_start(cfg, folder, resume)
+        if cfg.warm_start and not (folder / "metrics.jsonl").exists():
+            resume = False  # what was interrupted was the warm start; this part begins now
         placement = make_plan(cfg, resources)
         for line in placement.lines:
             console.say(line)
@@ -432,6 +435,8 @@ def _after_warm_start(cfg: Config, folder: Path, resume: bool) -> Config:
     below = folder / "warm_start"
     if not (below / "result.json").is_file():
         unfinished = resume and newest_checkpoint(below / "checkpoints") is not None
+        if resume and not unfinished:
+            shutil.rmtree(below, ignore_errors=True)  # it was interrupted before it saved anything
         main(warm.model_copy(update={"seed": cfg.seed}), below, resume=unfinished)
     newest = newest_checkpoint(below / "checkpoints")
     if newest is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Schedule(BaseModel):
@@ -18,13 +18,23 @@ class Schedule(BaseModel):
     (needs both ends positive) and `constant`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     kind: Literal["constant", "linear", "cosine", "exponential"] = "linear"
     start: float = Field(alias="from")
     end: float | None = Field(default=None, alias="to")
     steps: int = Field(default=1, ge=1)
     warmup: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _positive_ends(self) -> Schedule:
+        if self.kind == "exponential" and min(self.start, self.start if self.end is None else self.end) <= 0:
+            raise ValueError(
+                f"an exponential schedule needs positive ends, got {self.start}, {self.end}"
+            )
+        return self
 
     def __call__(self, step: int) -> float:
         """The value at `step`, counted from 0."""
@@ -35,10 +45,6 @@ class Schedule(BaseModel):
         if self.kind == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
         if self.kind == "exponential":
-            if self.start <= 0 or end <= 0:
-                raise ValueError(
-                    f"an exponential schedule needs positive ends, got {self.start}, {end}"
-                )
             return self.start * (end / self.start) ** share
         return self.start + (end - self.start) * share
 

@@ -108,16 +108,17 @@ def _bundles(cfg: Config) -> tuple[list[dict[str, float]], list[int], list[int]]
                 cfg.sampler.gpus if index < samplers else 0,
                 cfg.learner.gpus if index < learners else 0,
             )
-            bundles.append(_bundle(gpus))
+            bundles.append(_bundle(cfg, gpus))
         return bundles, list(range(samplers)), list(range(learners))
-    bundles = [_bundle(cfg.sampler.gpus) for _ in range(samplers)]
-    bundles += [_bundle(cfg.learner.gpus) for _ in range(learners)]
+    bundles = [_bundle(cfg, cfg.sampler.gpus) for _ in range(samplers)]
+    bundles += [_bundle(cfg, cfg.learner.gpus) for _ in range(learners)]
     return bundles, list(range(samplers)), list(range(samplers, samplers + learners))
 
 
-def _bundle(gpus: float) -> dict[str, float]:
-    # Room for a sampler, a learner and the reward workers, at a hundredth of a core each.
-    bundle: dict[str, float] = {"CPU": 0.5}
+def _bundle(cfg: Config, gpus: float) -> dict[str, float]:
+    # Room for a sampler, a learner and the reward workers; no more, or many actors would not fit on
+    # few cores.
+    bundle: dict[str, float] = {"CPU": round(_SHARE * (2 + cfg.rewards.workers), 4)}
     if gpus:
         bundle["GPU"] = float(gpus)
     return bundle

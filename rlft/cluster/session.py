@@ -33,6 +33,8 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
         return
     address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
     _make_importable()
+    if not (cfg.sampler.gpus or cfg.learner.gpus):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it guessed so
     with _sigterm_as_interrupt():
         try:
             _start(cfg, address)

@@ -19,7 +19,7 @@ class Console:
     """Lines that stay, and in a terminal one below them that lives."""
 
     def __init__(self, steps: int) -> None:
-        self._rich = RichConsole(soft_wrap=True, highlight=False)
+        self._rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
         self._steps = steps
         self._live: Live | None = None
         self._first: tuple[int, float] | None = None

@@ -16,7 +16,9 @@ class JsonLines:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds a line; non-finite numbers become null, so that every reader can parse it."""
-        text = json.dumps({k: _plain(v) for k, v in row.items()}, ensure_ascii=False)
+        # default: a task's target may be anything, a Fraction or a set, say.
+        plain = {k: _plain(v) for k, v in row.items()}
+        text = json.dumps(plain, ensure_ascii=False, default=str)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(text + "\n")
 
@@ -25,7 +27,8 @@ class JsonLines:
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines: a completion may hold U+2028 or U+0085, which JSON leaves as they are.
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:

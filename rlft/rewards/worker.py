@@ -11,6 +11,12 @@ from rlft.rewards.outcome import score_one
 from rlft.types import Outcome, Task
 
 
+def part_names(rewards: Rewards) -> list[str]:
+    """What the parts of each function are called in the log: its name, numbered if not unique."""
+    names = [spec.fn.rsplit(":", 1)[-1] for spec in rewards.fns]
+    return [n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names)]
+
+
 class RewardWorker:
     """Scores completions with the configured functions, resolved here, where they are needed."""
 
@@ -18,12 +24,8 @@ class RewardWorker:
         self._where = stacks.register(name)
         self._invalid_score = rewards.invalid_score
         self._fns = [
-            (
-                spec.fn.rsplit(":", 1)[-1],
-                registry.build("reward", {"name": spec.fn, **spec.args}),
-                spec.weight,
-            )
-            for spec in rewards.fns
+            (part, registry.build("reward", {"name": spec.fn, **spec.args}), spec.weight)
+            for part, spec in zip(part_names(rewards), rewards.fns, strict=True)
         ]
         self._done, self._asked = 0, 0
 

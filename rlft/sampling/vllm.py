@@ -67,6 +67,8 @@ class VllmEngine:
             # offset, which CPU generators lack ("CPU Generator does not use offset").
             ours |= {"enable_chunked_prefill": False}
             defaults |= {"max_num_batched_tokens": max(8192, max_length)}
+        else:
+            defaults |= {"enable_sleep_mode": True}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**{**defaults, **given, **ours}))
         self._version_of_request = 0
         self._finished, self._asked = 0, 0

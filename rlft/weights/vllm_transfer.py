@@ -212,7 +212,9 @@ def push(engine: Any, info: dict[str, Any]) -> list[TensorSpec]:
     engine.rpc("finish_weight_update")
     for rank, specs in enumerate(handed):
         if specs != handed[0]:
-            raise WeightsMismatch(f"workers 0 and {rank} of one engine were handed different tensors")
+            raise WeightsMismatch(
+                f"workers 0 and {rank} of one engine were handed different tensors"
+            )
     return handed[0]
 
 

@@ -42,6 +42,7 @@ CASES = {
     **{f"fp32 zero{s} constant": case(s, "constant", temperature=0.7) for s in (0, 2)},
     **{f"fp32 zero{s} kl": case(s, terms="kl") for s in (0, 3)},
     **{f"fp32 zero{s} offload": case(s, deepspeed=offload(s)) for s in (1, 2, 3)},
+    **{f"fp32 zero{s} recompute": case(s, gradient_checkpointing=True) for s in (0, 3)},
     **{f"bf16 zero{s}": case(s, dtype="bfloat16") for s in STAGES},
     **{f"poison zero{s}": case(s, terms="poison") for s in STAGES},
     **{f"poison bf16 zero{s}": case(s, terms="poison", dtype="bfloat16") for s in STAGES},

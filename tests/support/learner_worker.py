@@ -74,7 +74,10 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         },
     }
     cfg = parse_config(tree, "case")
-    policy = load_lm(case["model"], case["dtype"], lora=cfg.model.lora)
+    recompute = case.get("gradient_checkpointing", False)
+    policy = load_lm(
+        case["model"], case["dtype"], lora=cfg.model.lora, gradient_checkpointing=recompute
+    )
     learner = Learner(cfg, policy)
     before = dict(learner.full_tensors())
     rows = rows_of(case["seed"], case["rows"], 64)
