@@ -143,7 +143,7 @@ class Learner:
         nothing of use. A tied output head is left out, as in the Hugging Face layout.
         """
         dtype = getattr(torch, self.cfg.model.dtype)
-        causal = self.policy._causal()
+        causal = self.policy.causal_lm()
         tied = bool(getattr(causal.config, "tie_word_embeddings", False))
         merged = _merged_deltas(causal)
         for name, parameter in causal.named_parameters(remove_duplicate=not tied):

@@ -38,7 +38,7 @@ class LMPolicy(nn.Module):
         mask_BT: torch.Tensor,
         temperature: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        causal = self._causal()
+        causal = self.causal_lm()
         hidden_BLH = causal.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         row, column = mask_BT.nonzero(as_tuple=True)
         if row.numel() == 0:
@@ -57,7 +57,8 @@ class LMPolicy(nn.Module):
         with self.lm.disable_adapter():  # type: ignore[operator]
             yield
 
-    def _causal(self) -> Any:
+    def causal_lm(self) -> Any:
+        """The Hugging Face model itself, with its adapters in place."""
         lm: Any = self.lm
         return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 

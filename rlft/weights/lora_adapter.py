@@ -90,8 +90,9 @@ class LoraAdapter(Transport):
 
     def __init__(self) -> None:
         require_cuda("lora")
-        self._store, self._lora = ObjectStore(), None
-        self._ids, self._current = itertools.count(1), None
+        self._store = ObjectStore()
+        self._lora: Lora | None = None
+        self._ids = itertools.count(1)
         self._root: tempfile.TemporaryDirectory[str] | None = None
 
     def send(

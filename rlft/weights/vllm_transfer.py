@@ -107,7 +107,8 @@ def gpu_fingerprint(name: str, tensor: torch.Tensor) -> TensorSpec:
 
 
 def _digest(shape: tuple[int, ...], dtype: str, total: int) -> str:
-    return f"{(total + xxhash.xxh3_64_intdigest(f'{dtype} {list(shape)}')) % 2**64:016x}"
+    described = xxhash.xxh3_64_intdigest(f"{dtype} {list(shape)}".encode())
+    return f"{(total + described) % 2**64:016x}"
 
 
 def dtype_name(tensor: torch.Tensor) -> str:

@@ -1,0 +1,84 @@
+"""Whatever is registered is picked up here by itself: environments, rewards, algorithms."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from small_runs import metrics, run
+
+from rlft import registry
+from rlft.errors import Invalid
+from rlft.types import Task
+
+DATA = Path(__file__).parents[1] / "data"
+NEEDED = {
+    "gsm8k": {
+        "path": str(DATA / "gsm8k/train.jsonl"),
+        "held_out_path": str(DATA / "gsm8k/test.jsonl"),
+    }
+}
+"""Keys without which an environment cannot be made here."""
+
+JUNK = ("", " ", "\x00", "🙂" * 50, "9**9**9", "((((" * 500, "1/0", "answer: " + "9" * 5000, "####")
+
+
+def make(name):
+    return registry.build("env", {"name": name, **NEEDED.get(name, {})})
+
+
+@pytest.mark.parametrize("name", registry.short_names("env"))
+def test_an_environment_is_deterministic_and_keeps_its_held_out_tasks_apart(name):
+    first, again = make(name), make(name)
+    train, held_out = first.train(), first.held_out()
+    assert len(train) > 0
+    assert len(held_out) > 0
+    for one, other in ((train, again.train()), (held_out, again.held_out())):
+        assert len(one) == len(other)
+        assert all(one[i] == other[i] for i in range(min(50, len(one))))
+    trained = {str(train[i].prompt) for i in range(min(2000, len(train)))}
+    assert not trained & {str(held_out[i].prompt) for i in range(len(held_out))}
+    ids = [train[i].id for i in range(min(2000, len(train)))]
+    assert len(set(ids)) == len(ids)
+    assert isinstance(train[0], Task)
+
+
+@pytest.mark.parametrize("name", registry.short_names("reward"))
+def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
+    reward = registry.resolve("reward", name)
+    env = make(name)
+    tasks = [env.train()[i] for i in range(20)]
+    for task in tasks:
+        for text in JUNK:
+            try:
+                answer = reward(text, task)
+            except Invalid:
+                continue
+            value = answer["reward"] if isinstance(answer, dict) else answer
+            assert value < 0.7, (text[:40], task.id)
+    # The best demonstration of each task; a data set may also hold wrong ones.
+    golden = [max(reward(d, t)["reward"] for d in t.demos) for t in tasks if t.demos]
+    assert golden
+    assert max(golden) >= 1.0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", registry.short_names("algo"))
+def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
+    run(tmp_path / "run", tiny_model, steps=2, algo={"name": name})
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[-1]["version"] == 2
+    assert rows[-1]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("kind", ["algo", "env", "engine", "loss", "advantage", "reward"])
+def test_everything_says_what_it_is(kind):
+    for name in registry.short_names(kind):
+        assert len(registry.summary(kind, name)) > 10, f"{kind} {name} has no documentation"
+
+
+def test_file_names_are_short_names():
+    for kind in ("algos", "envs"):
+        folder = Path(importlib.import_module(kind).__path__[0])
+        files = {p.stem for p in folder.glob("*.py")} - {"__init__"}
+        assert files == set(registry.short_names(kind.removesuffix("s")))
