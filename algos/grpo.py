@@ -51,7 +51,9 @@ class GRPO(Algo):
 
     def credit(self) -> Any:
         """The function from rewards and group ids to advantages."""
-        return registry.build("advantage", self.advantage or {"name": "group_relative", "std": self.std})
+        return registry.build(
+            "advantage", self.advantage or {"name": "group_relative", "std": self.std}
+        )
 
     @property
     def terms(self) -> tuple[Term, ...]:

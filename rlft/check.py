@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlft import registry
@@ -13,6 +14,9 @@ from rlft.algo import Algo
 from rlft.cluster.placement import make_plan
 from rlft.config import Config
 from rlft.errors import ConfigError, ResourceError
+from rlft.seeding import Key
+from rlft.tasks import TaskStream
+from rlft.types import Task
 
 
 def check_plugins(cfg: Config) -> tuple[Algo, Any]:
@@ -25,7 +29,7 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
     for reward in cfg.rewards.fns:
         registry.build("reward", {"name": reward.fn, **reward.args})
     registry.resolve("engine", cfg.sampler.engine)
-    registry.build("transport", cfg.publish.transport)
+    registry.resolve("transport", cfg.publish.transport)  # made where the GPUs are
     if cfg.model.build is not None:
         spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
         registry.build("model", spec)
@@ -60,6 +64,27 @@ def check_installation(cfg: Config) -> None:
                 f"GPUs are asked for, but this is torch {torch.__version__}, a CPU build. Install "
                 f"locks/gpu.txt, or set sampler.gpus=0 learner.gpus=0."
             )
+
+
+def check_tasks(cfg: Config, env: Any) -> tuple[TaskStream, Sequence[Task]]:
+    """The training tasks, dealt into tickets, and the held-out ones. Raises DataError."""
+    key = Key(cfg.seed).child("tasks")
+    return TaskStream(env.train(), cfg.tasks_per_step, key), env.held_out()
+
+
+def check_prompts(
+    cfg: Config, algo: Algo, start: Path, tasks: TaskStream, held_out: Sequence[Task]
+) -> None:
+    """Raises DataError for a prompt that does not fit, of those that come first."""
+    from rlft.policy.text import Text
+
+    text = Text(start, cfg.sampler.stop)
+    needed = cfg.sampler.max_tokens if algo.samples else 1
+    first = [held_out[i] for i in range(min(cfg.eval.max_tasks, len(held_out)))]
+    for index in range(min(cfg.steps, 64)):
+        first += tasks.ticket(index).tasks[:64]
+    for task in first:
+        text.fitting_prompt(task, needed, cfg.model.max_length)
 
 
 def describe(cfg: Config, algo: Algo, env: Any) -> Iterator[str]:

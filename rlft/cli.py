@@ -67,12 +67,13 @@ def run(
 @app.command()
 def check(config: ConfigArg, overrides: Overrides = None) -> None:
     """Validate a configuration and its plug-ins, without starting anything."""
-    from rlft.check import check_installation, check_plugins, describe
+    from rlft.check import check_installation, check_plugins, check_tasks, describe
     from rlft.config import load_config
 
     cfg = load_config(config, overrides or ())
     algo, env = check_plugins(cfg)
     check_installation(cfg)
+    check_tasks(cfg, env)
     for line in describe(cfg, algo, env):
         print(line)
     print("ok")

@@ -360,10 +360,12 @@ def _faults(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
         for fault in rest:
             key = ".".join(str(part) for part in fault["loc"])
             got = fault.get("input")
-            shown = ""
-            if fault["type"] not in ("missing", "value_error"):
-                shown = f" (got {type(got).__name__} {str(got)[:80]!r})"
-            lines.append(f"{key + ': ' if key else ''}{fault['msg']}{shown}")
+            text = f"{fault['msg']} (got {type(got).__name__} {str(got)[:80]!r})"
+            if fault["type"] == "missing":
+                text = fault["msg"]
+            if fault["type"] == "value_error":  # one of ours, which says it all
+                text = str(fault["ctx"]["error"])
+            lines.append(f"{key + ': ' if key else ''}{text}")
     return lines
 
 
@@ -372,7 +374,7 @@ def _section_at(path: Iterable[Any]) -> type[BaseModel] | None:
     for part in path:
         field = section.model_fields.get(str(part))
         if field is None:
-            if isinstance(part, int) or part in ("Schedule",):
+            if isinstance(part, int) or part == "schedule":
                 continue
             return None
         kinds = [field.annotation, *_flat_args(field.annotation)]

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlft.errors import ConfigError, PluginError, did_you_mean
+from rlft.errors import ConfigError, PluginError, UserError, did_you_mean
 
 _HOMES = {
     "algo": "algos",
@@ -108,6 +108,8 @@ def construct(factory: Callable[..., Any], keys: Mapping[str, Any], what: str) -
     if inspect.isclass(factory):
         try:
             return factory(**keys)
+        except UserError:
+            raise
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{what}: {error}") from error
     return functools.partial(factory, **keys) if keys else factory
@@ -119,10 +121,12 @@ def explain(error: ValidationError) -> str:
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         got = fault.get("input")
-        shown = (
-            f" (got {type(got).__name__} {str(got)[:80]!r})" if fault["type"] != "missing" else ""
-        )
-        lines.append(f"{key}: {fault['msg']}{shown}" if key else f"{fault['msg']}{shown}")
+        text = f"{fault['msg']} (got {type(got).__name__} {str(got)[:80]!r})"
+        if fault["type"] == "missing":
+            text = fault["msg"]
+        if fault["type"] == "value_error":  # raised by the plug-in itself, which says it all
+            text = str(fault["ctx"]["error"])
+        lines.append(f"{key}: {text}" if key else text)
     return "; ".join(lines)
 
 

@@ -15,14 +15,14 @@ import torch
 
 from rlft.algo import Algo
 from rlft.batch import plan
-from rlft.check import check_plugins
+from rlft.check import check_installation, check_plugins, check_prompts, check_tasks
 from rlft.cluster.fleet import Fleet, start_fleet
 from rlft.cluster.placement import make_plan
-from rlft.cluster.session import ray_session
+from rlft.cluster.session import private_resources, ray_session
 from rlft.cluster.waits import Waits
 from rlft.collect import Collector
 from rlft.config import Config, load_config
-from rlft.errors import CheckpointError, ConfigError, NonFinite, RewardFailed
+from rlft.errors import ConfigError, NonFinite, RewardFailed
 from rlft.filters import drop_errors, members_of
 from rlft.learning.fit import FitJob, FitReport
 from rlft.losses.aggregate import Aggregation
@@ -32,8 +32,7 @@ from rlft.prefetch import prefetch
 from rlft.record.checkpoint import (
     identity,
     newest_checkpoint,
-    read_checkpoint,
-    refuse_foreign,
+    resumable,
     write_checkpoint,
 )
 from rlft.record.console import Console
@@ -58,7 +57,8 @@ class Run:
         self,
         cfg: Config,
         algo: Algo,
-        env: Any,
+        tasks: TaskStream,
+        held_out: Sequence[Task],
         folder: Path,
         start: Path,
         fleet: Fleet,
@@ -70,8 +70,7 @@ class Run:
         self.key = Key(cfg.seed)
         self._fleet, self._console = fleet, console
         self._text = Text(start, cfg.sampler.stop)
-        self._held_out = env.held_out()
-        self._tasks = TaskStream(env.train(), cfg.tasks_per_step, self.key.child("tasks"))
+        self._tasks, self._held_out = tasks, held_out
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._evals = JsonLines(folder / "eval.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
@@ -81,7 +80,6 @@ class Run:
         first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
         size = json.loads((start / "config.json").read_text())["vocab_size"]
         self._publisher = Publisher(cfg, fleet, canary_ids(first, size, self.key))
-        self._check_prompts()
 
     # -- verbs of algorithms ---------------------------------------------------------------------
 
@@ -234,19 +232,7 @@ class Run:
 
         Raises CheckpointError: none there, corrupted, of another run, or nothing left to do.
         """
-        root = self.folder / "checkpoints"
-        newest = newest_checkpoint(root)
-        if newest is None:
-            raise CheckpointError(
-                f"nothing to resume: no checkpoint in {root}; run without --resume"
-            )
-        state, self.state = read_checkpoint(newest)
-        refuse_foreign(newest, state["identity"], identity(self.cfg))
-        if state["step"] >= self.cfg.steps:
-            raise CheckpointError(
-                f"nothing to do: {newest} is at step {state['step']} of {self.cfg.steps}; raise steps= "
-                f"to train further."
-            )
+        newest, state, self.state = resumable(self.folder / "checkpoints", self.cfg)
         self._fleet.all(
             self._fleet.learners, "load", newest, what="load", deadline_s=self.cfg.deadlines.save
         )
@@ -276,16 +262,6 @@ class Run:
         yield
         name = f"time/{phase}_s"
         self._row[name] = self._row.get(name, 0.0) + time.monotonic() - began
-
-    def _check_prompts(self) -> None:
-        """Refuses prompts that cannot fit before anything is spent on them."""
-        cfg = self.cfg
-        needed = cfg.sampler.max_tokens if self.algo.samples else 1
-        for index in range(min(cfg.eval.max_tasks, len(self._held_out))):
-            self._text.fitting_prompt(self._held_out[index], needed, cfg.model.max_length)
-        for index in range(min(cfg.steps, 64)):
-            for task in self._tasks.ticket(index).tasks[:64]:
-                self._text.fitting_prompt(task, needed, cfg.model.max_length)
 
     def _job(
         self,
@@ -377,15 +353,28 @@ def main(
     """Runs `cfg` in `folder`: the only loop. Returns the last evaluation, with the first one under
     `before/` keys."""
     console = console or Console(cfg.steps)
+    # Everything that can be known to be wrong is, before anything is started or written.
     algo, env = check_plugins(cfg)
+    check_installation(cfg)
+    tasks, held_out = check_tasks(cfg, env)
+    if cfg.warm_start:
+        check_plugins(load_config(cfg.warm_start))
+    # Without metrics, what was interrupted was the warm start: this part begins now.
+    continues = resume and not (cfg.warm_start and not (folder / "metrics.jsonl").exists())
+    if continues:
+        resumable(folder / "checkpoints", cfg)
+    if (here := private_resources(cfg)) is not None:
+        make_plan(cfg, here)
+    open_folder(cfg, folder, resume)
+    if cfg.warm_start is None:
+        check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
     with ray_session(cfg, console.say) as resources:
-        cfg = _after_warm_start(cfg, folder, resume)
-        if cfg.warm_start and not (folder / "metrics.jsonl").exists():
-            resume = False  # what was interrupted was the warm start; this part begins now
         placement = make_plan(cfg, resources)
         for line in placement.lines:
             console.say(line)
-        open_folder(cfg, folder, resume)
+        if cfg.warm_start:
+            cfg = _after_warm_start(cfg, folder, resume)
+            check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
         start = start_folder(cfg, folder)
         waits = Waits(console.say, folder / "stacks", cfg.deadlines.notice)
         needs = frozenset().union(*(term.needs for term in algo.terms))
@@ -395,11 +384,11 @@ def main(
             f"started {_census(fleet)} in {time.monotonic() - began:.1f} s; run folder {folder}"
         )
         try:
-            run = Run(cfg, algo, env, folder, start, fleet, console)
-            if resume:
+            run = Run(cfg, algo, tasks, held_out, folder, start, fleet, console)
+            if continues:
                 run.restore_latest()
             with console.live():
-                return _loop(run, resume)
+                return _loop(run, continues)
         finally:
             fleet.close()
 
@@ -429,8 +418,7 @@ def _loop(run: Run, resumed: bool) -> dict[str, float]:
 
 def _after_warm_start(cfg: Config, folder: Path, resume: bool) -> Config:
     """Runs the warm start, unless it was finished before, and starts from its model."""
-    if cfg.warm_start is None:
-        return cfg
+    assert cfg.warm_start is not None
     warm = load_config(cfg.warm_start)
     below = folder / "warm_start"
     if not (below / "result.json").is_file():

@@ -6,9 +6,9 @@ Pure, so that a resumed run has the coefficient of an uninterrupted one.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Schedule(BaseModel):
@@ -30,7 +30,8 @@ class Schedule(BaseModel):
 
     @model_validator(mode="after")
     def _positive_ends(self) -> Schedule:
-        if self.kind == "exponential" and min(self.start, self.start if self.end is None else self.end) <= 0:
+        ends = (self.start, self.start if self.end is None else self.end)
+        if self.kind == "exponential" and min(ends) <= 0:
             raise ValueError(
                 f"an exponential schedule needs positive ends, got {self.start}, {self.end}"
             )
@@ -49,7 +50,14 @@ class Schedule(BaseModel):
         return self.start + (end - self.start) * share
 
 
-Scheduled = float | Schedule
+def _kind(value: Any) -> str:
+    return "schedule" if isinstance(value, dict | Schedule) else "number"
+
+
+# With tags, an error is about the one that was meant, not about both.
+Scheduled = Annotated[
+    Annotated[float, Tag("number")] | Annotated[Schedule, Tag("schedule")], Discriminator(_kind)
+]
 """A YAML value that may be a number or a schedule."""
 
 

@@ -90,6 +90,7 @@ def ray_cluster() -> Iterator[None]:
         address="local",
         num_cpus=2,
         include_dashboard=False,
+        _node_ip_address="127.0.0.1",
         object_store_memory=512 * 2**20,
         log_to_driver=False,
         logging_level="error",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -47,6 +48,20 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
                 ray.shutdown()
 
 
+def private_resources(cfg: Config) -> dict[str, float] | None:
+    """What a private cluster here will have, as far as it is known before it starts: GPUs are for Ray
+    to count. None if a cluster is there already."""
+    if ray.is_initialized() or cfg.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return None
+    return {"CPU": float(_cores()), "GPU": math.inf}
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _start(cfg: Config, address: str | None) -> None:
     # What actors print goes to Ray's log files, so that the console stays readable.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -60,11 +75,11 @@ def _start(cfg: Config, address: str | None) -> None:
                 f"one. A cluster with token authentication needs RAY_AUTH_MODE=token here."
             ) from error
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     ray.init(
         address="local",
-        num_cpus=cores,
+        num_cpus=_cores(),
         include_dashboard=False,
+        _node_ip_address="127.0.0.1",  # private: nothing listens beyond this machine
         object_store_memory=int(cfg.cluster.object_store_gb * 2**30),
         **quiet,
     )

@@ -157,6 +157,12 @@ class Learner:
                     tensor = tensor.float() + scale * (up.detach().float() @ down.detach().float())
                 yield plain, tensor.to("cpu", dtype, copy=True)
 
+    def adapter_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields (peft name, tensor on the CPU) of the LoRA adapter. A collective under ZeRO-3."""
+        from rlft.weights.lora_adapter import adapter_tensors
+
+        yield from adapter_tensors(self.policy.causal_lm(), self._gathered)
+
     def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
         import deepspeed
 

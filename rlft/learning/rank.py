@@ -21,6 +21,7 @@ from rlft.learning.learner import Learner
 from rlft.policy.lm import load_lm
 from rlft.policy.text import Text
 from rlft.types import Row, RowRef, WeightUpdate
+from rlft.weights.transports import Meeting
 
 
 class LearnerRank:
@@ -90,12 +91,29 @@ class LearnerRank:
 
     def send(self, version: int) -> WeightUpdate | None:
         """Publishes the weights as `version`; the description comes from rank 0. A collective."""
-        tensors = self._learner.full_tensors()
+        whole = not self._transport.adapter_only
+        tensors = self._learner.full_tensors() if whole else self._learner.adapter_tensors()
         if self._rank == 0:
             return self._transport.send(tensors, version, ray.put)
         for _ in tensors:
             pass
         return None
+
+    def open(self, engines: int, workers: int) -> Meeting | None:
+        """Where and how engines meet rank 0, for a transport that `meets`. A collective."""
+        tensors = self._learner.full_tensors()
+        if self._rank == 0:
+            return self._transport.open(tensors, self.address(), engines, workers)
+        for _ in tensors:
+            pass
+        return None
+
+    def meet(self, meeting: Meeting) -> None:
+        """Joins the engines; call it on rank 0 and on every sampler at once."""
+        self._transport.meet_learner(meeting)
+
+    def release(self) -> None:
+        self._transport.release()
 
     def canary(self, ids: list[int]) -> np.ndarray:
         """The learner's own log-probs `[L-1]` of the canary prompt at temperature 1. A collective."""

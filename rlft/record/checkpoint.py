@@ -104,6 +104,24 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:
     return state, pickle.loads((folder / "algo.pkl").read_bytes())
 
 
+def resumable(root: Path, cfg: Config) -> tuple[Path, dict[str, Any], Any]:
+    """The newest checkpoint below `root` from which `cfg` continues: (folder, state, algorithm state).
+
+    Raises CheckpointError: none there, corrupted, of another run, or nothing left to do.
+    """
+    newest = newest_checkpoint(root)
+    if newest is None:
+        raise CheckpointError(f"nothing to resume: no checkpoint in {root}; run without --resume")
+    state, algo_state = read_checkpoint(newest)
+    refuse_foreign(newest, state["identity"], identity(cfg))
+    if state["step"] >= cfg.steps:
+        raise CheckpointError(
+            f"nothing to do: {newest} is at step {state['step']} of {cfg.steps}; raise steps= to train "
+            f"further."
+        )
+    return newest, state, algo_state
+
+
 def identity(cfg: Config) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that resumes it."""
     algo = cfg.algo if isinstance(cfg.algo, str) else cfg.algo.get("name")
@@ -115,7 +133,8 @@ def identity(cfg: Config) -> dict[str, Any]:
         "env": env,
         "seed": cfg.seed,
         "model": model,
-        "model.path": Path(cfg.model.path).name if cfg.model.path else None,
+        # After a warm start the path is its result, and known only then.
+        "model.path": Path(cfg.model.path).name if cfg.model.path and not cfg.warm_start else None,
         "learner.num": cfg.learner.num,
         "learner.zero_stage": cfg.learner.zero_stage,
         "tasks_per_step": cfg.tasks_per_step,

@@ -39,7 +39,10 @@ def score_one(
             return Outcome("error", None, parts, f"{name}: {traceback.format_exc(limit=-5)}", spent)
         total += weight * value
         parts.update(named if len(fns) == 1 else {f"{name}/{k}": v for k, v in named.items()})
-    return Outcome("value", total, parts, seconds=time.perf_counter() - began)
+    spent = time.perf_counter() - began
+    if not math.isfinite(total):
+        return Outcome("error", None, parts, f"the weighted sum of rewards is {total}", spent)
+    return Outcome("value", total, parts, seconds=spent)
 
 
 def _checked(answer: Any, name: str) -> tuple[float, dict[str, float]]:

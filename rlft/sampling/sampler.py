@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from rlft import registry
 from rlft.cluster import stacks
 from rlft.config import Config
 from rlft.errors import WeightsMismatch
 from rlft.policy.text import Text
-from rlft.types import Request, Row, Sampling, TensorSpec, WeightUpdate
-from rlft.weights.fingerprint import check_manifest, fingerprint
+from rlft.types import Request, Row, Sampling, WeightUpdate
+from rlft.weights.fingerprint import check_manifest
+from rlft.weights.transports import Meeting
 
 Head = tuple[str, int, bool]
 """What the driver learns of a completion: (text, number of tokens, truncated)."""
@@ -36,7 +35,10 @@ class Sampler:
             max_length=cfg.model.max_length,
             max_batch=cfg.sampler.max_batch,
             temperature=cfg.sampler.temperature,
-            engine_args=cfg.sampler.engine_args,
+            engine_args={
+                **cfg.sampler.engine_args,
+                **self._transport.engine_args(cfg.model.lora),
+            },
         )
         self._version = -1
         # The first request pays one-off costs; pay them before the clock starts.
@@ -65,19 +67,20 @@ class Sampler:
             rows.append(Row(ids, len(request.prompt_ids), completion.logp))
         return (self._version, heads), rows
 
+    def meet(self, meeting: Meeting, index: int) -> None:
+        """Joins the learner; call it on rank 0 and on every sampler at once."""
+        self._transport.meet_engine(self._engine, meeting, index)
+
+    def take(self) -> None:
+        """Receives what a concurrent transport's `send` streams; `load` then checks it."""
+        self._transport.take(self._engine)
+
     def load(self, update: WeightUpdate, payload: Any) -> int:
         """Replaces the weights, proves what the loader was handed, and returns the new version.
 
         Raises WeightsMismatch naming the tensors that are missing, unexpected or different.
         """
-        handed: list[TensorSpec] = []
-
-        def watched() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in self._transport.receive(update, payload):
-                handed.append(fingerprint(name, tensor))
-                yield name, tensor
-
-        self._engine.load(watched())
+        handed = self._transport.deliver(self._engine, update, payload)
         check_manifest(update.manifest, handed, receiver=self._name)
         if update.version <= self._version:
             raise WeightsMismatch(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class VllmEngine:
         else:
             defaults |= {"enable_sleep_mode": True}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**{**defaults, **given, **ours}))
+        self.adapter: Any = None  # vLLM's LoRARequest of the adapter in use; `lora` sets it
         self._version_of_request = 0
         self._finished, self._asked = 0, 0
 
@@ -94,7 +95,9 @@ class VllmEngine:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._engine.add_request(self._name(index), _prompt(request.prompt_ids), params)
+            self._engine.add_request(
+                self._name(index), _prompt(request.prompt_ids), params, lora_request=self.adapter
+            )
         while self._engine.has_unfinished_requests():
             output: Any
             for output in self._engine.step():
@@ -110,7 +113,7 @@ class VllmEngine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        self._engine.add_request(self._name(0), _prompt(ids), params)
+        self._engine.add_request(self._name(0), _prompt(ids), params, lora_request=self.adapter)
         self._version_of_request += 1
         found: Any = None
         output: Any
@@ -124,6 +127,10 @@ class VllmEngine:
         """Reloads the weights in place; works where linears were repacked, as on CPU."""
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         self._engine.collective_rpc(_repack_tied_head)
+
+    def rpc(self, method: str | Callable[..., Any], **kwargs: Any) -> list[Any]:
+        """`method`, by name or as `method(worker, **kwargs)`, on every worker; one answer each."""
+        return self._engine.collective_rpc(method, kwargs=kwargs)
 
     def progress(self) -> tuple[int, int]:
         return self._finished, self._asked

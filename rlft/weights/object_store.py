@@ -11,11 +11,12 @@ import torch
 
 from rlft.types import TensorSpec, WeightUpdate
 from rlft.weights.fingerprint import fingerprint
+from rlft.weights.transports import Transport
 
 _ALIGN = 64
 
 
-class ObjectStore:
+class ObjectStore(Transport):
     """The learner half (`send`, on rank 0) and the sampler half (`receive`)."""
 
     def send(

@@ -66,10 +66,13 @@ class Transport(Protocol):
         workers: int,
     ) -> Meeting:
         """Says where and how to meet; exhausts one pass over `tensors` to learn the layout."""
-        raise NotImplementedError
+        for _ in tensors:
+            pass
+        return Meeting(address, engines, workers, "", ())
 
     def meet_learner(self, meeting: Meeting) -> None:
         """Joins the engines; may block until all of them are in `meet_engine`."""
+        return None
 
     def send(
         self, tensors: Iterator[tuple[str, torch.Tensor]], version: int, put: Any
@@ -83,6 +86,7 @@ class Transport(Protocol):
 
     def release(self) -> None:
         """Frees what `send` kept alive; every engine has its copy by now."""
+        return None
 
     # -- sampler half ----------------------------------------------------------------------------
 
@@ -92,10 +96,11 @@ class Transport(Protocol):
 
     def meet_engine(self, engine: Any, meeting: Meeting, index: int) -> None:
         """Joins the learner; `index` is this sampler's place among `meeting.engines`."""
+        return None
 
     def take(self, engine: Any) -> None:
         """Brings what `send` is streaming into `engine`; blocks until all of it is there."""
-        raise NotImplementedError
+        return None
 
     def deliver(self, engine: Any, update: WeightUpdate, payload: Any) -> list[TensorSpec]:
         """Brings `update` into `engine`; returns what the engine's loader was handed, hashed.
@@ -117,4 +122,4 @@ class Transport(Protocol):
 
     def receive(self, update: WeightUpdate, payload: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields what a pulled payload holds, for the default `deliver`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has neither `deliver` nor `receive`")

@@ -202,10 +202,9 @@ def test_adapters_arrive_and_are_used(tmp_path: Path) -> None:
             if "lora_" in name:
                 parameter.data = torch.randn_like(parameter) * 0.2
         before = gap(engine, model)
-        stored: list[Any] = []
         tensors = adapter_tensors(model.get_base_model(), contextlib.nullcontext)
-        update = transport.send(tensors, version, lambda x: stored.append(x) or x)
-        handed = transport.deliver(engine, update, stored[0])
+        update = transport.send(tensors, version, lambda stored: stored)
+        handed = transport.deliver(engine, update, update.source)
         check_manifest(update.manifest, handed, receiver="the engine")
         assert gap(engine, model) < TOLERANCE < before
         assert engine.rpc("list_loras") == [{version}]
