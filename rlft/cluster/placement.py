@@ -70,6 +70,7 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
                 f"cluster.threads_per_{role}."
             )
     bundles, sampler_bundle, learner_bundle = _bundles(cfg)
+    bundles[0]["CPU"] = round(_SHARE * (2 + cfg.rewards.workers), 4)
     lines = (
         f"cluster: {have_cpus:g} cores, {have_gpus:g} GPUs; planned for {cores:g} cores, "
         f"{need_gpus:g} GPUs, {cfg.cluster.placement}",
@@ -108,17 +109,16 @@ def _bundles(cfg: Config) -> tuple[list[dict[str, float]], list[int], list[int]]
                 cfg.sampler.gpus if index < samplers else 0,
                 cfg.learner.gpus if index < learners else 0,
             )
-            bundles.append(_bundle(cfg, gpus))
+            bundles.append(_bundle(gpus))
         return bundles, list(range(samplers)), list(range(learners))
-    bundles = [_bundle(cfg, cfg.sampler.gpus) for _ in range(samplers)]
-    bundles += [_bundle(cfg, cfg.learner.gpus) for _ in range(learners)]
+    bundles = [_bundle(cfg.sampler.gpus) for _ in range(samplers)]
+    bundles += [_bundle(cfg.learner.gpus) for _ in range(learners)]
     return bundles, list(range(samplers)), list(range(samplers, samplers + learners))
 
 
-def _bundle(cfg: Config, gpus: float) -> dict[str, float]:
-    # Room for a sampler, a learner and the reward workers; no more, or many actors would not fit on
-    # few cores.
-    bundle: dict[str, float] = {"CPU": round(_SHARE * (2 + cfg.rewards.workers), 4)}
+def _bundle(gpus: float) -> dict[str, float]:
+    # Room for a sampler and a learner; no more, or many actors would not fit on few cores.
+    bundle: dict[str, float] = {"CPU": 2 * _SHARE}
     if gpus:
         bundle["GPU"] = float(gpus)
     return bundle

@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,21 @@ class Whereabouts:
     stack_file: str
 
 
+_open: list[IO[bytes]] = []
+
+
 def register(name: str) -> Whereabouts:
     """Makes this process dump its stacks on SIGUSR2; called in an actor's constructor."""
     import ray
 
-    path = Path(tempfile.gettempdir()) / f"rlft-stack-{os.getpid()}-{name.replace(' ', '_')}.txt"
-    stream = path.open("w")  # stays open for as long as the process lives
+    # A file without a name: it is gone with the process, however that ends; until then others on this
+    # node read it through the process's own table of open files.
+    stream = tempfile.TemporaryFile(prefix=f"rlft-{name}")  # noqa: SIM115  (open while it lives)
     faulthandler.register(signal.SIGUSR2, file=stream, all_threads=True)
-    return Whereabouts(os.getpid(), ray.get_runtime_context().get_node_id(), str(path))
+    pid = os.getpid()
+    _open.append(stream)
+    path = f"/proc/{pid}/fd/{stream.fileno()}"
+    return Whereabouts(pid, ray.get_runtime_context().get_node_id(), path)
 
 
 def dump(where: Whereabouts, patience_s: float = 2.0) -> str:

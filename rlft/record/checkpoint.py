@@ -83,7 +83,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:
     """
     try:
         state = json.loads((folder / "state.json").read_text())
-        files = state["files"]
+        files = dict(state["files"])
         step = state["step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

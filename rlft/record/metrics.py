@@ -27,8 +27,8 @@ class JsonLines:
         if not self.path.exists():
             return []
         rows = []
-        # Not splitlines: a completion may hold U+2028 or U+0085, which JSON leaves as they are.
-        for line in self.path.read_text(encoding="utf-8").split("\n"):
+        # Bytes: the tear may be inside a character. Not splitlines of text: a completion may hold U+2028.
+        for line in self.path.read_bytes().split(b"\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:

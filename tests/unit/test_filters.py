@@ -31,11 +31,18 @@ def test_failed_rewards_leave_and_take_nobody_with_them():
     groups = [group("a", 1.0, None, 0.0), group("b", None, None), group("c", 0.5, "new")]
     assert ids(drop_errors(groups)) == ["a.0", "a.2", "c.0"]
     assert [g.task.id for g in drop_errors(groups)] == ["a", "c"]
-    assert ids(groups) == ["a.0", "a.1", "a.2", "b.0", "b.1", "c.0", "c.1"], "groups are not changed"
+    assert ids(groups) == ["a.0", "a.1", "a.2", "b.0", "b.1", "c.0", "c.1"], (
+        "groups are not changed"
+    )
 
 
 def test_only_groups_that_differ_are_kept_whole():
-    groups = [group("a", 1.0, 1.0), group("b", 1.0, 0.0, 1.0), group("c", 0.0), group("d", 0.0, 0.0)]
+    groups = [
+        group("a", 1.0, 1.0),
+        group("b", 1.0, 0.0, 1.0),
+        group("c", 0.0),
+        group("d", 0.0, 0.0),
+    ]
     assert drop_flat(groups) == [groups[1]]
 
 

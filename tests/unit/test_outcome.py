@@ -93,7 +93,9 @@ def test_what_is_not_a_finite_number_is_an_error_that_quotes_it(answer, said):
     assert said in result.reason
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), AssertionError("no")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), ZeroDivisionError(), AssertionError("no")], ids=repr
+)
 def test_raising_is_an_error_with_its_traceback_and_never_a_number(error):
     result = outcome(error)
     assert (result.kind, result.reward) == ("error", None)
@@ -141,7 +143,9 @@ def test_functions_of_one_name_keep_their_parts_apart():
 
 def test_the_completion_and_the_task_arrive_as_they_are():
     seen = []
-    score_one([("f", lambda completion, task: seen.append((completion, task)) or 0, 1)], "x", TASK, 0)
+    score_one(
+        [("f", lambda completion, task: seen.append((completion, task)) or 0, 1)], "x", TASK, 0
+    )
     assert seen == [("x", TASK)]
 
 

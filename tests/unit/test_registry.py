@@ -90,7 +90,9 @@ def test_what_serves_the_losses_is_not_a_loss():
 
 
 def test_an_attribute_may_lie_deeper(plugin):
-    path = plugin("deep.py", "class Outer:\n    @staticmethod\n    def inner(x):\n        return x\n")
+    path = plugin(
+        "deep.py", "class Outer:\n    @staticmethod\n    def inner(x):\n        return x\n"
+    )
     assert registry.resolve("reward", f"{path}:Outer.inner")(3) == 3
 
 
@@ -139,7 +141,10 @@ def test_the_same_file_is_one_module_however_it_is_spelled(plugin, tmp_path, mon
 
 
 def test_two_files_of_one_name_are_two_modules_and_stay_so(plugin):
-    first, second = plugin("a/reward.py", "class R: pass\n"), plugin("b/reward.py", "class R: pass\n")
+    first, second = (
+        plugin("a/reward.py", "class R: pass\n"),
+        plugin("b/reward.py", "class R: pass\n"),
+    )
     one, two = (registry.resolve("reward", f"{p}:R") for p in (first, second))
     assert one is not two
     assert registry.resolve("reward", f"{first}:R") is one
@@ -180,7 +185,9 @@ def test_an_unknown_key_of_a_plugin_gets_the_nearest():
 
 
 def test_a_required_field_is_asked_for(plugin):
-    path = plugin("needs.py", "from dataclasses import dataclass\n@dataclass\nclass N:\n    size: int\n")
+    path = plugin(
+        "needs.py", "from dataclasses import dataclass\n@dataclass\nclass N:\n    size: int\n"
+    )
     assert "size: Field required" in refusal(ConfigError, registry.build, "env", f"{path}:N")
 
 
@@ -199,7 +206,9 @@ def test_any_keyword_reaches_a_function_that_takes_them_all(plugin):
 
 
 def test_a_plain_class_that_refuses_its_keys_says_why(plugin):
-    path = plugin("plain.py", "class P:\n    def __init__(self, a):\n        raise ValueError('no a')\n")
+    path = plugin(
+        "plain.py", "class P:\n    def __init__(self, a):\n        raise ValueError('no a')\n"
+    )
     assert "no a" in refusal(ConfigError, registry.build, "env", {"name": f"{path}:P", "a": 1})
 
 
@@ -285,7 +294,9 @@ class RecordedRun:
     def member(self, task, index):
         outcome = Outcome("value", float(index % 2 == 0))
         row = RowRef(None, index)
-        return Trajectory(f"{task.id}.{index}", task.id, "policy", "", 1, 1, (0, 0), False, row, outcome)
+        return Trajectory(
+            f"{task.id}.{index}", task.id, "policy", "", 1, 1, (0, 0), False, row, outcome
+        )
 
 
 def take_a_step(algo, tasks):

@@ -42,7 +42,13 @@ def test_a_hundred_thousand_children_are_distinct():
 
 
 def test_neighbours_share_no_randomness():
-    for other in (Key(1), Key(0).child(0), Key(0).child("0"), Key(0).child("a", "b"), Key(0).child("ab")):
+    for other in (
+        Key(1),
+        Key(0).child(0),
+        Key(0).child("0"),
+        Key(0).child("a", "b"),
+        Key(0).child("ab"),
+    ):
         assert other.seed() != Key(0).seed()
     pairs = [(Key(0).child(1), Key(0).child("1")), (Key(0).child("a", "b"), Key(0).child("ab"))]
     for one, two in pairs:
@@ -52,7 +58,7 @@ def test_neighbours_share_no_randomness():
 @pytest.mark.parametrize("bits", [1, 8, 31, 63, 64])
 def test_seeds_fill_their_range_and_no_more(bits):
     seeds = [Key(0).child(i).seed(bits) for i in range(2_000)]
-    assert 0 <= min(seeds) and max(seeds) < 2**bits
+    assert min(seeds) >= 0 and max(seeds) < 2**bits
     assert sum(seeds) / len(seeds) / (2**bits - 1) == pytest.approx(0.5, abs=0.03)
     assert max(seeds) >= 2**bits * 0.99 - 1
 
