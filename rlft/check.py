@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from rlft import registry
 from rlft.algo import Algo
@@ -41,6 +44,19 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
         raise ConfigError("rewards.fns is empty; name at least one reward, e.g. [{fn: gsm8k}]")
     _ship_by_value()
     return algo, env
+
+
+def with_plugin_defaults(cfg: Config, algo: Algo, env: Any) -> Config:
+    """`cfg` with every field of its algorithm and environment spelt out, for the run folder: a later
+    change of a default must not change what an old run says that it did."""
+    update = {}
+    for section, plugin in (("algo", algo), ("env", env)):
+        given = getattr(cfg, section)
+        name = given if isinstance(given, str) else given["name"]
+        if dataclasses.is_dataclass(plugin):
+            fields = TypeAdapter(type(plugin)).dump_python(plugin, mode="json", by_alias=True)
+            update[section] = {"name": name, **fields}
+    return cfg.model_copy(update=update)
 
 
 def check_installation(cfg: Config) -> None:
@@ -96,12 +112,19 @@ def describe(cfg: Config, algo: Algo, env: Any) -> Iterator[str]:
     updates = getattr(algo, "epochs", 1) * getattr(algo, "minibatches", 1)
     rows = cfg.tasks_per_step * members
     yield (
-        f"a step: {cfg.tasks_per_step} tasks x {members} answers = {rows} rows -> {updates} update(s) "
-        f"over {cfg.learner.num} rank(s), micro-batches of at most {cfg.learner.token_budget} tokens"
+        f"a step: {cfg.tasks_per_step} tasks x {members} answers = {rows} rows -> "
+        f"{_count(updates, 'update')} over {_count(cfg.learner.num, 'rank')}, "
+        f"micro-batches of at most {cfg.learner.token_budget} tokens"
     )
+    if not cfg.save.every or cfg.save.every >= cfg.steps:
+        yield "saves: at the end only; an interrupted run starts again (save.every)"
     cores = float(cfg.cluster.cpus or os.cpu_count() or 1)
     if not (cfg.sampler.gpus or cfg.learner.gpus):
         yield from make_plan(cfg, {"CPU": cores}).lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _is_cuda_build(package: str) -> bool:

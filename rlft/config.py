@@ -129,7 +129,7 @@ class Evaluate(Section):
 class Save(Section):
     """Checkpoints."""
 
-    every: Natural = Field(default=0, description="steps between checkpoints; 0: at the end only")
+    every: Natural = Field(default=50, description="steps between checkpoints; 0: at the end only")
     keep: Positive = Field(default=2, description="checkpoints kept, the newest first")
     at_end: bool = True
 

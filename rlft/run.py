@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,16 @@ import torch
 
 from rlft.algo import Algo
 from rlft.batch import plan
-from rlft.check import check_installation, check_plugins, check_prompts, check_tasks
+from rlft.check import (
+    check_installation,
+    check_plugins,
+    check_prompts,
+    check_tasks,
+    with_plugin_defaults,
+)
 from rlft.cluster.fleet import Fleet, start_fleet
 from rlft.cluster.placement import make_plan
-from rlft.cluster.session import private_resources, ray_session
+from rlft.cluster.session import name_accelerator, private_resources, ray_session
 from rlft.cluster.waits import Waits
 from rlft.collect import Collector
 from rlft.config import Config, load_config
@@ -209,6 +215,11 @@ class Run:
         )
         return result
 
+    def first_evaluation(self) -> dict[str, float]:
+        """What `evaluate` said before step 1, from `eval.jsonl`; empty if it was not asked."""
+        rows = [row for row in self._evals.rows() if row["step"] == 0]
+        return {k: v for k, v in rows[0].items() if k.startswith("eval/")} if rows else {}
+
     def save(self) -> Path:
         """Writes an atomic checkpoint: weights, optimizer, random state, algorithm state, position."""
         self._console.phase("save", self.step)
@@ -353,6 +364,7 @@ def main(
     """Runs `cfg` in `folder`: the only loop. Returns the last evaluation, with the first one under
     `before/` keys."""
     console = console or Console(cfg.steps)
+    name_accelerator(cfg)
     # Everything that can be known to be wrong is, before anything is started or written.
     algo, env = check_plugins(cfg)
     check_installation(cfg)
@@ -365,16 +377,16 @@ def main(
         resumable(folder / "checkpoints", cfg)
     if (here := private_resources(cfg)) is not None:
         make_plan(cfg, here)
-    open_folder(cfg, folder, resume)
+    open_folder(with_plugin_defaults(cfg, algo, env), folder, resume)
     if cfg.warm_start is None:
         check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
     with ray_session(cfg, console.say) as resources:
+        if cfg.warm_start:
+            cfg = _after_warm_start(cfg, folder, resume, console.say)
+            check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
         placement = make_plan(cfg, resources)
         for line in placement.lines:
             console.say(line)
-        if cfg.warm_start:
-            cfg = _after_warm_start(cfg, folder, resume)
-            check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
         start = start_folder(cfg, folder)
         waits = Waits(console.say, folder / "stacks", cfg.deadlines.notice)
         needs = frozenset().union(*(term.needs for term in algo.terms))
@@ -396,7 +408,7 @@ def main(
 def _loop(run: Run, resumed: bool) -> dict[str, float]:
     cfg = run.cfg
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
-    first: dict[str, float] = {}
+    first = run.first_evaluation() if resumed else {}
     if cfg.eval.at_start and not resumed:
         first = run.evaluate()
     last = first
@@ -412,11 +424,15 @@ def _loop(run: Run, resumed: bool) -> dict[str, float]:
             run.save()
         began = time.monotonic()
     result = {**last, **{f"before/{k}": v for k, v in first.items()}}
-    (run.folder / "result.json").write_text(json.dumps({"step": run.step, **result}, indent=1))
+    (run.folder / "result.json").write_text(
+        json.dumps({"step": run.step, **result}, indent=1) + "\n"
+    )
     return result
 
 
-def _after_warm_start(cfg: Config, folder: Path, resume: bool) -> Config:
+def _after_warm_start(
+    cfg: Config, folder: Path, resume: bool, say: Callable[[str], None]
+) -> Config:
     """Runs the warm start, unless it was finished before, and starts from its model."""
     assert cfg.warm_start is not None
     warm = load_config(cfg.warm_start)
@@ -425,7 +441,9 @@ def _after_warm_start(cfg: Config, folder: Path, resume: bool) -> Config:
         unfinished = resume and newest_checkpoint(below / "checkpoints") is not None
         if resume and not unfinished:
             shutil.rmtree(below, ignore_errors=True)  # it was interrupted before it saved anything
+        say(f"warm start: {warm.name}, {warm.steps} steps ({cfg.warm_start})")
         main(warm.model_copy(update={"seed": cfg.seed}), below, resume=unfinished)
+        say(f"warm start done; now {cfg.name}, {cfg.steps} steps")
     newest = newest_checkpoint(below / "checkpoints")
     if newest is None:
         raise ConfigError(

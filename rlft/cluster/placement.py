@@ -71,11 +71,14 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
             )
     bundles, sampler_bundle, learner_bundle = _bundles(cfg)
     bundles[0]["CPU"] = round(_SHARE * (2 + cfg.rewards.workers), 4)
+    phases = [f"{samplers} sampler x {sampler_threads} to collect"] if samplers else []
+    if cfg.rewards.fns:
+        phases.append(f"{cfg.rewards.workers} reward worker x 1 to score")
+    phases.append(f"{learners} learner x {learner_threads} to learn")
     lines = (
         f"cluster: {have_cpus:g} cores, {have_gpus:g} GPUs; planned for {cores:g} cores, "
         f"{need_gpus:g} GPUs, {cfg.cluster.placement}",
-        f"threads: collect {samplers} sampler x {sampler_threads}, then learn {learners} learner x "
-        f"{learner_threads}; {cfg.rewards.workers} reward worker x 1 (the phases take turns)",
+        f"threads: {', then '.join(phases)} (the phases take turns)",
     )
     return Plan(
         cores=cores,

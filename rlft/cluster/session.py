@@ -34,8 +34,6 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
         return
     address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
     _make_importable()
-    if not (cfg.sampler.gpus or cfg.learner.gpus):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it guessed so
     with _sigterm_as_interrupt():
         try:
             _start(cfg, address)
@@ -46,6 +44,12 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
             # A second signal during the clean-up must not leave half of it undone.
             with _signals_held():
                 ray.shutdown()
+
+
+def name_accelerator(cfg: Config) -> None:
+    """Tells DeepSpeed of a CPU run, here and in what is started from here: it warns when it guesses."""
+    if not (cfg.sampler.gpus or cfg.learner.gpus):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def private_resources(cfg: Config) -> dict[str, float] | None:

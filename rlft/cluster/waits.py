@@ -86,9 +86,13 @@ class Waits:
         if owner.handle is not None and owner.unit:
             try:
                 done, asked = ray.get(owner.handle.progress.remote(), timeout=2)
-                return f"{text}, {done} of {asked} {owner.unit}"
+                if asked:
+                    return f"{text}, {done} of {asked} {owner.unit}"
             except ray.exceptions.RayError:
-                return f"{text} ({what}; it does not answer)"
+                busy = (
+                    "still importing or loading" if self.stage == "start" else "it does not answer"
+                )
+                return f"{text} ({what}; {busy})"
         return f"{text} ({what})"
 
     def _give_up(self, owners: list[Owner], what: str, waited: float) -> None:

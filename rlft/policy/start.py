@@ -23,7 +23,13 @@ def start_folder(cfg: Config, run_folder: Path) -> Path:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path {str(folder)!r} is a folder without a config.json")
         return folder.resolve()
+    import logging
+
     from huggingface_hub import snapshot_download
+
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # its retries; we say it in one line
 
     try:
         return Path(

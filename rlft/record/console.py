@@ -56,13 +56,12 @@ class Console:
             return
         self._last_line = time.monotonic()
         tokens = row["tokens/prompt"] + row["tokens/completion"]
-        phases = "  ".join(
-            f"{p} {row[f'time/{p}_s']:.1f} s" for p in ("rollout", "learn", "publish")
-        )
+        shown = [p for p in ("rollout", "learn", "publish") if row[f"time/{p}_s"] > 0]
+        phases = "  ".join(f"{p} {row[f'time/{p}_s']:.1f} s" for p in shown)
         reward = row.get("reward/mean")
         parts = [
             f"step {done}/{self._steps}",
-            f"reward {reward:.3f}" if reward is not None else "",
+            f"reward {reward:.3f}" if reward is not None else _losses(row),
             f"{tokens / max(row['time/step_s'], 1e-9):,.0f} tokens/s",
             phases,
             self._eta(done),
@@ -75,3 +74,9 @@ class Console:
         per_step = (time.monotonic() - self._first[1]) / (done - self._first[0])
         minutes, seconds = divmod(round(per_step * (self._steps - done)), 60)
         return f"ETA {minutes}:{seconds:02d}"
+
+
+def _losses(row: Mapping[str, float]) -> str:
+    """The losses of a step without rewards."""
+    found = {k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss/")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in found.items())

@@ -39,4 +39,4 @@ def open_folder(cfg: Config, folder: Path, resume: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(cfg))
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")

@@ -140,7 +140,7 @@ def test_more_requests_than_the_batch_keep_their_order(engine, model):
 
 def test_score_is_the_forward_and_follows_the_weights(engine, model):
     """Also of a tied output head, which vLLM's CPU build keeps a packed copy of."""
-    ids = requests(1)[0].prompt_ids + (4, 5, 6)
+    ids = (*requests(1)[0].prompt_ids, 4, 5, 6)
     before = engine.score(list(ids))
     assert np.abs(before - plain_logp(model[1], ids[:1], ids[1:])).max() < TOLERANCE
     changed = LlamaForCausalLM(model[1].config).float().eval()

@@ -19,9 +19,9 @@ import torch
 
 from rlft.config import Lora
 from rlft.types import WeightUpdate
+from rlft.weights.checksum import checksum
 from rlft.weights.fingerprint import check_manifest
 from rlft.weights.transports import Meeting
-from rlft.weights.vllm_transfer import checksum
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,7 +20,6 @@ BROAD = {
     "record/checkpoint.py": "whatever stops a write, what is half-written must go",
     "registry.py": "a plug-in may raise anything while it is imported; its traceback is shown",
     "rewards/outcome.py": "the boundary where a reward's failure becomes data",
-    "sampling/vllm.py": "vLLM wraps whatever its engine raised",
 }
 """Where `except Exception` is allowed, and why."""
 

@@ -11,14 +11,13 @@ import torch
 from rlft.config import Lora
 from rlft.errors import ConfigError, ResourceError, WeightsMismatch
 from rlft.weights import lora_adapter, vllm_transfer
+from rlft.weights.checksum import checksum, gpu_fingerprint
 from rlft.weights.fingerprint import check_manifest
 from rlft.weights.lora_adapter import LoraAdapter, adapter_tensors, lora_engine_args
 from rlft.weights.transports import Meeting
 from rlft.weights.vllm_transfer import (
     CudaIpc,
     Nccl,
-    checksum,
-    gpu_fingerprint,
     layout_of,
     push,
     rank_offset,
