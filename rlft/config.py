@@ -186,7 +186,7 @@ class Config(Section):
         default=None,
         description="a configuration run first, into <run folder>/warm_start; its model is the start",
     )
-    max_staleness: Literal[0] = Field(
+    max_staleness: Natural = Field(
         default=0, description="0: collect and learn in turn (running ahead is not built yet)"
     )
     algo: Plugin
@@ -209,6 +209,11 @@ class Config(Section):
                 "give exactly one start: model.path, model.build or warm_start "
                 f"(got path={self.model.path!r}, build={self.model.build!r}, "
                 f"warm_start={self.warm_start!r})"
+            )
+        if self.max_staleness != 0:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}; collecting ahead of learning is not built yet, "
+                f"use 0"
             )
         if self.sampler.max_tokens >= self.model.max_length:
             raise ValueError(

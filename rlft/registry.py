@@ -104,7 +104,9 @@ def construct(factory: Callable[..., Any], keys: Mapping[str, Any], what: str) -
             raise ConfigError(f"{what}: {explain(error)}") from None
     parameters = inspect.signature(factory).parameters
     if keys and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        _check_keys(keys, list(parameters), what)
+        # What has no default is what the caller fills in (a reward's completion and task).
+        own = [n for n, p in parameters.items() if p.default is not p.empty]
+        _check_keys(keys, list(parameters) if inspect.isclass(factory) else own, what)
     if inspect.isclass(factory):
         try:
             return factory(**keys)

@@ -19,7 +19,7 @@ from rlft.types import Completion, Request, Sampling
 
 
 class TransformersEngine:
-    """`Engine` over a Hugging Face causal model. `engine_args` go to `from_pretrained`."""
+    """Plain transformers with a KV cache: no vLLM needed. `engine_args` go to `from_pretrained`."""
 
     def __init__(
         self,

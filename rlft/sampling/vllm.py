@@ -21,7 +21,7 @@ from rlft.types import Completion, Request, Sampling
 
 
 class VllmEngine:
-    """`Engine` over vLLM's `LLMEngine`. `max_batch`: sequences decoded together."""
+    """vLLM: fast batched decoding on CPU and GPU. `max_batch`: sequences decoded together."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ _ALIGN = 64
 
 
 class ObjectStore(Transport):
-    """The learner half (`send`, on rank 0) and the sampler half (`receive`)."""
+    """Weights through Ray's object store: works everywhere, on one machine or many."""
 
     def send(
         self, tensors: Iterator[tuple[str, torch.Tensor]], version: int, put: Any
