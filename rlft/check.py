@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from rlft import registry
 from rlft.algo import Algo
 from rlft.cluster.placement import make_plan
+from rlft.cluster.session import private_resources
 from rlft.config import Config
 from rlft.errors import ConfigError, ResourceError
 from rlft.seeding import Key
@@ -118,8 +119,9 @@ def describe(cfg: Config, algo: Algo, env: Any) -> Iterator[str]:
     )
     if not cfg.save.every or cfg.save.every >= cfg.steps:
         yield "saves: at the end only; an interrupted run starts again (save.every)"
-    cores = float(cfg.cluster.cpus or os.cpu_count() or 1)
     if not (cfg.sampler.gpus or cfg.learner.gpus):
+        here = private_resources(cfg)  # None: a cluster elsewhere, known only once it is joined
+        cores = here["CPU"] if here else float(cfg.cluster.cpus or os.cpu_count() or 1)
         yield from make_plan(cfg, {"CPU": cores}).lines
 
 

@@ -381,10 +381,10 @@ def main(
     if cfg.warm_start is None:
         check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
     with ray_session(cfg, console.say) as resources:
+        placement = make_plan(cfg, resources)
         if cfg.warm_start:
             cfg = _after_warm_start(cfg, folder, resume, console.say)
             check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
-        placement = make_plan(cfg, resources)
         for line in placement.lines:
             console.say(line)
         start = start_folder(cfg, folder)

@@ -279,6 +279,12 @@ def test_a_finished_run_has_nothing_to_resume(unresumed):
     assert_says(unresumed(), "nothing to do", "at step 1 of 1", "raise steps=")
 
 
+def test_the_configuration_in_the_run_folder_is_that_of_the_run(finished, refused, monkeypatch):
+    monkeypatch.chdir(finished)
+    said = refused("run", "run/config.yaml", "--dir", "run", "--resume")
+    assert_says(said, "nothing to do", "at step 1 of 1")
+
+
 def test_a_folder_that_holds_a_run_is_not_used_again(unresumed):
     assert_says(unresumed(resume=False), "already holds a run", "--resume")
 

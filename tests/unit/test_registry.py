@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlft import registry
-from rlft.check import check_plugins, check_tasks
-from rlft.config import load_config
+from rlft.check import check_plugins, check_tasks, with_plugin_defaults
+from rlft.config import dump_config, load_config
 from rlft.errors import ConfigError, PluginError
 from rlft.rewards.outcome import score_one
 from rlft.seeding import Key
@@ -338,6 +338,33 @@ rewards: {{fns: [{{fn: "{files["reward"]}:ends_with", args: {{mark: "!"}}}}]}}
     reward = registry.build("reward", {"name": spec.fn, **spec.args})
     outcomes = [score_one([("r", reward, 1.0)], c, Task("0", ""), -1) for c in ("a!", "a", "")]
     assert [(o.kind, o.reward) for o in outcomes] == [("value", 1), ("value", 0), ("invalid", -1)]
+
+
+@pytest.mark.parametrize(
+    "algo",
+    [
+        "grpo",
+        "{name: grpo, kl_coef: {kind: cosine, from: 0.1, to: 0.01, steps: 9}, correction_cap: null}",
+        "{name: grpo, loss: {name: ClippedSurrogate, clip_high: 0.3}, advantage: leave_one_out}",
+        "{name: sft, epochs: 3}",
+    ],
+)
+def test_what_a_run_folder_spells_out_makes_the_same_plugins_again(tmp_path, algo):
+    given, spelt_out = tmp_path / "given.yaml", tmp_path / "spelt_out.yaml"
+    given.write_text(f"""
+name: mine
+steps: 1
+tasks_per_step: 2
+algo: {algo}
+env: addition
+model: {{path: none}}
+rewards: {{fns: [{{fn: addition}}]}}
+""")
+    cfg = load_config(given)
+    made = check_plugins(cfg)
+    spelt_out.write_text(dump_config(with_plugin_defaults(cfg, *made)))
+    assert check_plugins(load_config(spelt_out)) == made
+    assert load_config(spelt_out).algo.keys() > {"name"}
 
 
 def test_a_new_algorithm_is_one_file(plugin, tmp_path):
