@@ -92,7 +92,7 @@ def ours(model: str, steps: int) -> dict[str, Any]:
         "env": {"name": f"{here}:Prompts", "model": model},
         "model": {"path": model, "dtype": "bfloat16", "max_length": 128},
         "sampler": {"max_tokens": NEW_TOKENS, "min_tokens": NEW_TOKENS, "max_batch": 64},
-        "learner": {"lr": LEARNING_RATE, "token_budget": 1200},
+        "learner": {"lr": LEARNING_RATE, "token_budget": 2400},
         "rewards": {"fns": [{"fn": f"{here}:reward"}]},
         "save": {"every": 0, "at_end": False},
     }

@@ -79,6 +79,7 @@ def _start(cfg: Config, address: str | None) -> None:
                 f"one. A cluster with token authentication needs RAY_AUTH_MODE=token here."
             ) from error
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # ours is the work; Ray's default steps aside
     ray.init(
         address="local",
         num_cpus=_cores(),

@@ -103,6 +103,7 @@ class Learner:
             "betas": learner.betas,
             "eps": learner.eps,
             "weight_decay": learner.weight_decay,
+            "fused": True,  # one pass over memory in place of ten
         }
         return torch.optim.AdamW(trained, **keys)
 
