@@ -244,7 +244,7 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(_faults(error, tree))}") from None
+        raise ConfigError(f"{where}: {'; '.join(_faults(error))}") from None
 
 
 def dump_config(cfg: Config) -> str:
@@ -347,7 +347,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: not a YAML value: {error}") from None
 
 
-def _faults(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+def _faults(error: ValidationError) -> list[str]:
     """A line a fault; an unknown key gets the nearest known one of its section."""
     lines = []
     for fault in error.errors():
@@ -360,18 +360,8 @@ def _faults(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
                 f"unknown key {key!r} in {where}.{did_you_mean(str(key), known)}"
                 f" Its keys are: {', '.join(known)}."
             )
-    rest = [f for f in error.errors() if f["type"] != "extra_forbidden"]
-    if rest:
-        for fault in rest:
-            key = ".".join(str(part) for part in fault["loc"])
-            got = fault.get("input")
-            text = f"{fault['msg']} (got {type(got).__name__} {str(got)[:80]!r})"
-            if fault["type"] == "missing":
-                text = fault["msg"]
-            if fault["type"] == "value_error":  # one of ours, which says it all
-                text = str(fault["ctx"]["error"])
-            lines.append(f"{key + ': ' if key else ''}{text}")
-    return lines
+    rest = (f for f in error.errors() if f["type"] != "extra_forbidden")
+    return lines + [registry.fault_line(fault) for fault in rest]
 
 
 def _section_at(path: Iterable[Any]) -> type[BaseModel] | None:

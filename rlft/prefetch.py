@@ -20,10 +20,6 @@ def prefetch(
     loop = asyncio.new_event_loop()
     try:
         for ticket in tickets:
-            yield ticket, loop.run_until_complete(_as_coroutine(collect(ticket)))
+            yield ticket, loop.run_until_complete(collect(ticket))
     finally:
         loop.close()
-
-
-async def _as_coroutine(awaitable: Awaitable[list[Group]]) -> list[Group]:
-    return await awaitable

@@ -50,22 +50,15 @@ def resolve(kind: str, name: str) -> Any:
         target, attr = name.rsplit(":", 1)
         module = _load_file(kind, target) if target.endswith(".py") else _load_module(kind, target)
         return _attribute(kind, module, attr, name)
-    if kind in _ONE_CLASS_A_FILE:
-        known = short_names(kind)
-        if name not in known:
-            raise PluginError(
-                f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}; "
-                f"or name your own as module:attr or path/file.py:attr."
-            )
-        return _the_one_class(kind, _load_module(kind, f"{_HOMES[kind]}.{name}"))
-    module = _load_module(kind, _HOMES[kind])
     known = short_names(kind)
     if name not in known:
         raise PluginError(
             f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}; "
             f"or name your own as module:attr or path/file.py:attr."
         )
-    found = getattr(module, name)
+    if kind in _ONE_CLASS_A_FILE:
+        return _the_one_class(kind, _load_module(kind, f"{_HOMES[kind]}.{name}"))
+    found = getattr(_load_module(kind, _HOMES[kind]), name)
     return resolve(kind, found) if isinstance(found, str) else found
 
 
@@ -119,17 +112,19 @@ def construct(factory: Callable[..., Any], keys: Mapping[str, Any], what: str) -
 
 def explain(error: ValidationError) -> str:
     """One line a fault of a pydantic error: dotted key, what was expected, what was got."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        got = fault.get("input")
-        text = f"{fault['msg']} (got {type(got).__name__} {str(got)[:80]!r})"
-        if fault["type"] == "missing":
-            text = fault["msg"]
-        if fault["type"] == "value_error":  # raised by the plug-in itself, which says it all
-            text = str(fault["ctx"]["error"])
-        lines.append(f"{key}: {text}" if key else text)
-    return "; ".join(lines)
+    return "; ".join(fault_line(fault) for fault in error.errors())
+
+
+def fault_line(fault: Mapping[str, Any]) -> str:
+    """One fault of a pydantic error: dotted key, what was expected, what was got."""
+    key = ".".join(str(part) for part in fault["loc"])
+    got = fault.get("input")
+    text = f"{fault['msg']} (got {type(got).__name__} {str(got)[:80]!r})"
+    if fault["type"] == "missing":
+        text = fault["msg"]
+    if fault["type"] == "value_error":  # raised by our or a plug-in's own check, which says it all
+        text = str(fault["ctx"]["error"])
+    return f"{key}: {text}" if key else text
 
 
 @functools.cache

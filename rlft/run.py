@@ -379,15 +379,16 @@ def main(
         make_plan(cfg, here)
     open_folder(with_plugin_defaults(cfg, algo, env), folder, resume)
     if cfg.warm_start is None:
-        check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
+        start = start_folder(cfg, folder)
+        check_prompts(cfg, algo, start, tasks, held_out)
     with ray_session(cfg, console.say) as resources:
         placement = make_plan(cfg, resources)
         if cfg.warm_start:
             cfg = _after_warm_start(cfg, folder, resume, console.say)
-            check_prompts(cfg, algo, start_folder(cfg, folder), tasks, held_out)
+            start = start_folder(cfg, folder)
+            check_prompts(cfg, algo, start, tasks, held_out)
         for line in placement.lines:
             console.say(line)
-        start = start_folder(cfg, folder)
         waits = Waits(console.say, folder / "stacks", cfg.deadlines.notice)
         needs = frozenset().union(*(term.needs for term in algo.terms))
         began = time.monotonic()
