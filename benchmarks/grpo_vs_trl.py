@@ -81,7 +81,7 @@ class Prompts:
 def ours(model: str, steps: int) -> dict[str, Any]:
     """Step seconds of rlft, by phase."""
     from rlft.config import parse_config
-    from rlft.run import main as run
+    from rlft.train import train as run
 
     here = str(Path(__file__).resolve())
     tree = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rlft.types import Group, Term, Ticket, WeightUpdate
 
 if TYPE_CHECKING:
+    from rlft.collecting import Collecting
     from rlft.run import Run
 
 
@@ -28,7 +29,7 @@ class Algo:
         """State that changes while running, if there is any; saved with each checkpoint."""
         return None
 
-    async def collect(self, run: Run, ticket: Ticket) -> list[Group]:
+    async def collect(self, run: Collecting, ticket: Ticket) -> list[Group]:
         raise NotImplementedError
 
     def learn(self, run: Run, groups: list[Group]) -> WeightUpdate | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,19 +41,35 @@ def run(
         bool,
         typer.Option("--resume", help="continue the newest run of this name, or the one in --dir"),
     ] = False,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="start again from the last checkpoint, this often, if the run is killed or breaks",
+        ),
+    ] = 0,
+    again: Annotated[bool, typer.Option("--again", hidden=True)] = False,
 ) -> None:
     """Train."""
     from rlft.config import load_config
     from rlft.record.folder import latest_folder, new_folder
-    from rlft.record.summary import success
-    from rlft.run import main
 
     cfg = load_config(config, overrides or ())
     if folder is None:
-        folder = latest_folder(cfg) if resume else new_folder(cfg)
+        folder = latest_folder(cfg, print) if resume else new_folder(cfg)
     folder = folder.expanduser().resolve()
+    if retries and not again:
+        from rlft.supervise import supervise
+
+        def command(attempt: int) -> list[str]:
+            return _command(config, overrides or [], folder, resume, attempt)
+
+        raise typer.Exit(supervise(command, folder, retries, partial(print, flush=True)))
+    from rlft.record.summary import success
+    from rlft.train import train
+
     try:
-        result = main(cfg, folder, resume=resume)
+        result = train(cfg, folder, resume=resume, again=again)
     except KeyboardInterrupt as interrupt:
         # Past this frame click would make its own sense of it, and lose which signal it was.
         raise _Stopped(143 if type(interrupt).__name__ == "Terminated" else 130) from None
@@ -62,6 +79,17 @@ def run(
         if before is not None:
             out.print(f"held-out {name}: {before:.3f} before, {after:.3f} after")
     out.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def _command(
+    config: str, overrides: list[str], folder: Path, resume: bool, attempt: int
+) -> list[str]:
+    """The command line of an attempt. Later ones read what the first resolved: the file may have been
+    edited meanwhile."""
+    mode = ["--resume"] if resume and not attempt else ["--again"] if attempt else []
+    resolved = folder / "config.yaml"
+    what = [str(resolved)] if attempt and resolved.is_file() else [config, *overrides]
+    return [sys.executable, "-m", "rlft", "run", *what, "--dir", str(folder), *mode]
 
 
 @app.command()

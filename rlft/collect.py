@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import ray
 
-from rlft.cluster.fleet import Fleet
+from rlft.cluster.fleet import Ask, Fleet
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.policy.text import Text
@@ -40,15 +40,13 @@ class Collector:
             ids = self._text.fitting_prompt(task, sampling.max_tokens, self._cfg.model.max_length)
             prompts.append((ids, [key.child(place, j).seed(31) for j in range(n)]))
         shares = _shares(len(tasks), len(self._fleet.samplers))
-        calls, stored = [], []
-        for sampler, share in zip(self._fleet.samplers, shares, strict=True):
-            method = sampler.handle.generate.options(num_returns=2)
-            heads, rows = method.remote([prompts[i] for i in share], sampling)
-            calls.append((sampler, heads))
-            stored.append(rows)
-        answers = self._fleet.waits.get(calls, "rollout", self._cfg.deadlines.rollout)
+        questions = [
+            (sampler, _generating([prompts[i] for i in share], sampling))
+            for sampler, share in zip(self._fleet.samplers, shares, strict=True)
+        ]
+        answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
         groups = []
-        for share, (version, heads), rows in zip(shares, answers, stored, strict=True):
+        for share, ((version, heads), rows) in zip(shares, answers, strict=True):
             for order, place in enumerate(share):
                 mine = range(order * n, (order + 1) * n)
                 name, length = f"{key.path[-1]}.{place}", len(prompts[place][0])
@@ -105,11 +103,11 @@ class Collector:
             raise ConfigError("this needs rewards, but rewards.fns is empty; name at least one")
         items = [(m.text, g.task) for g in groups for m in g.members]
         shares = _shares(len(items), len(self._fleet.rewards))
-        calls = [
-            (worker, worker.handle.score.remote([items[i] for i in share]))
+        questions = [
+            (worker, _scoring([items[i] for i in share]))
             for worker, share in zip(self._fleet.rewards, shares, strict=True)
         ]
-        answers = self._fleet.waits.get(calls, "reward", self._cfg.deadlines.reward)
+        answers = self._fleet.ask(questions, "reward", self._cfg.deadlines.reward)
         outcome: Iterator[Outcome] = itertools.chain.from_iterable(answers)
         return [
             dataclasses.replace(
@@ -130,6 +128,14 @@ class Collector:
             min_tokens=min(cfg.min_tokens, limit),
             stop_ids=self._text.stop_ids,
         )
+
+
+def _generating(prompts: list[tuple[list[int], list[int]]], sampling: Sampling) -> Ask:
+    return lambda handle: handle.generate.options(num_returns=2).remote(prompts, sampling)
+
+
+def _scoring(items: list[tuple[str, Task]]) -> Ask:
+    return lambda handle: handle.score.remote(items)
 
 
 def _sampled(

@@ -174,6 +174,18 @@ class Deadlines(Section):
     )
 
 
+class Recovery(Section):
+    """What is started again after it died, and how often."""
+
+    max_restarts: Natural = Field(
+        default=3,
+        description="restarts of one actor, or of all from the checkpoint, within window; 0: none",
+    )
+    window: Annotated[float, Field(gt=0)] = Field(
+        default=3600, description="seconds after which a restart is no longer counted"
+    )
+
+
 class Config(Section):
     """A whole run."""
 
@@ -200,6 +212,7 @@ class Config(Section):
     publish: Publish = Publish()
     cluster: Cluster = Cluster()
     deadlines: Deadlines = Deadlines()
+    recovery: Recovery = Recovery()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -47,6 +47,14 @@ class ActorFailed(RlftError, RuntimeError):
     """An actor died or raised; the message names it and holds its traceback."""
 
 
+class ActorDied(ActorFailed):
+    """The process of an actor is gone or frozen: its work was lost, and may be done again."""
+
+
+class RecoveryFailed(RlftError, RuntimeError):
+    """Something broke again and again, more often than `recovery.max_restarts` allows."""
+
+
 class RewardFailed(RlftError, RuntimeError):
     """Too many reward calls raised; the message holds the first traceback."""
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
-from rlft.types import Group, Ticket
+from rlft.types import Ticket
+
+T = TypeVar("T")
 
 
 def prefetch(
-    tickets: Iterator[Ticket], collect: Callable[[Ticket], Awaitable[list[Group]]]
-) -> Iterator[tuple[Ticket, list[Group]]]:
-    """Yields each ticket with its groups, in order."""
+    tickets: Iterator[Ticket], collect: Callable[[Ticket], Awaitable[T]]
+) -> Iterator[tuple[Ticket, T]]:
+    """Yields each ticket with what was collected for it, in order."""
     # A plain loop: asyncio.run would take over Ctrl-C and hold it back until the wait is over.
     loop = asyncio.new_event_loop()
     try:

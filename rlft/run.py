@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +13,20 @@ import torch
 
 from rlft.algo import Algo
 from rlft.batch import plan
-from rlft.check import (
-    check_installation,
-    check_plugins,
-    check_prompts,
-    check_tasks,
-    with_plugin_defaults,
-)
-from rlft.cluster.fleet import Fleet, start_fleet
-from rlft.cluster.placement import make_plan
-from rlft.cluster.session import name_accelerator, private_resources, ray_session
-from rlft.cluster.waits import Waits
+from rlft.cluster.fleet import Fleet
 from rlft.collect import Collector
-from rlft.config import Config, load_config
-from rlft.errors import ConfigError, NonFinite, RewardFailed
-from rlft.filters import drop_errors, members_of
+from rlft.collecting import Collecting
+from rlft.config import Config
+from rlft.errors import NonFinite
+from rlft.filters import members_of
 from rlft.learning.fit import FitJob, FitReport
 from rlft.losses.aggregate import Aggregation
-from rlft.policy.start import start_folder
 from rlft.policy.text import Text
 from rlft.prefetch import prefetch
-from rlft.record.checkpoint import (
-    identity,
-    newest_checkpoint,
-    resumable,
-    write_checkpoint,
-)
+from rlft.record.checkpoint import Position, identity, write_checkpoint
 from rlft.record.console import Console
-from rlft.record.folder import open_folder
-from rlft.record.metrics import JsonLines
-from rlft.record.summary import collected, reward_summary, sample_rows, success
+from rlft.record.metrics import JsonLines, StepRow
+from rlft.record.summary import reward_summary, sample_rows, success
 from rlft.schedule import value_at
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
@@ -56,8 +38,8 @@ _SKIPS_BEFORE_STOP = 3
 
 
 class Run:
-    """What an algorithm is given. Verbs: `rollout`, `score`, `demos`, `fit`; the loop's own are
-    `publish`, `record`, `evaluate`, `save`, `restore_latest`."""
+    """What a run is and does. An algorithm learns with `fit`, and collects with the verbs of what
+    `collecting` returns; the loop's own are `publish`, `record`, `evaluate`, `save`, `restore`."""
 
     def __init__(
         self,
@@ -80,44 +62,14 @@ class Run:
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._evals = JsonLines(folder / "eval.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
-        self._row: dict[str, Any] = {}
+        self._row = StepRow()
         self._skips = 0
         self._collector = Collector(cfg, fleet, self._text)
         first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
         size = json.loads((start / "config.json").read_text())["vocab_size"]
         self._publisher = Publisher(cfg, fleet, canary_ids(first, size, self.key))
 
-    # -- verbs of algorithms ---------------------------------------------------------------------
-
-    async def rollout(
-        self,
-        tasks: Sequence[Task],
-        *,
-        n: int,
-        key: Key,
-        greedy: bool = False,
-        max_tokens: int | None = None,
-    ) -> list[Group]:
-        """Samples `n` completions of each task; group `i` belongs to `tasks[i]`, unscored.
-
-        The seed of a completion depends on `key`, the task's place and the member alone, so it does
-        not matter which engine drew it.
-        """
-        with self._timed("rollout"):
-            return self._collector.sample(tasks, n, key, greedy, max_tokens)
-
-    async def score(self, groups: Sequence[Group]) -> list[Group]:
-        """Scores every member. A member whose reward failed is left out of its group, and counted;
-        it is never a 0. Raises RewardFailed when too many failed."""
-        groups = self._outcomes(groups)
-        self._row.update(collected(groups))
-        self._save_samples(groups, self.step + 1, "train")
-        self._stop_if_rewards_fail(groups)
-        return drop_errors(groups)
-
-    async def demos(self, tasks: Sequence[Task]) -> list[Group]:
-        """Each task with its reference responses as members of origin `demo`, unscored."""
-        return self._collector.demos(tasks, self.version)
+    # -- the verb of algorithms ------------------------------------------------------------------
 
     def fit(
         self,
@@ -144,7 +96,7 @@ class Run:
         job = self._job(members, adv_B, aggregate, epochs, min(minibatches, len(members)))
         refs = [m.row for m in members]
         self._console.phase("learn", self.step + 1)
-        with self._timed("learn"), self._fleet.samplers_asleep():
+        with self._row.timed("learn"), self._fleet.samplers_asleep():
             reports = self._fleet.all(
                 self._fleet.learners,
                 "fit",
@@ -168,7 +120,7 @@ class Run:
             return
         if self._fleet.samplers:
             self._console.phase("publish", self.step + 1)
-            with self._timed("publish"):
+            with self._row.timed("publish"):
                 self._row["publish/canary_gap"] = self._publisher.send(update.version)
         self.version = update.version
 
@@ -183,8 +135,9 @@ class Run:
         if "tokens/completion" not in self._row:
             row["tokens/prompt"] = sum(m.prompt_len for m in members)
             row["tokens/completion"] = sum(m.num_tokens for m in members)
+        row["recovery/restarts"], self._fleet.restarts = self._fleet.restarts, 0
         row.update(self._row)
-        self._row = {}
+        self._row = StepRow()
         self._metrics.append(row)
         self._console.step(row)
 
@@ -193,21 +146,17 @@ class Run:
         cfg = self.cfg.eval
         tasks = [self._held_out[i] for i in range(min(cfg.max_tasks, len(self._held_out)))]
         self._console.phase("evaluate", self.step)
-        training_row, self._row = self._row, {}
         began = time.monotonic()
-        with self._timed("rollout"):
-            completions = self._collector.sample(
-                tasks, 1, self.key.child("eval"), True, cfg.max_tokens
-            )
-        groups = self._outcomes(completions)
-        self._row = training_row
+        completions = self._collector.sample(tasks, 1, self.key.child("eval"), True, cfg.max_tokens)
+        groups = self._collector.outcomes(completions)
         members, _ = members_of(groups)
         result = {f"eval/{k}": v for k, v in reward_summary(members).items()}
         result["eval/tasks"] = float(len(tasks))
         result["eval/tokens"] = sum(m.num_tokens for m in members) / max(1, len(members))
         result["time/eval_s"] = time.monotonic() - began
         self._evals.append({"step": self.step, "version": self.version, **result})
-        self._save_samples(groups, self.step, "eval")
+        for row in sample_rows(groups, self.step, "eval"):
+            self._samples.append(row)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
         self._console.say(
             f"eval after step {self.step}: {shown}  ({len(tasks)} held-out tasks, greedy, "
@@ -215,10 +164,12 @@ class Run:
         )
         return result
 
-    def first_evaluation(self) -> dict[str, float]:
-        """What `evaluate` said before step 1, from `eval.jsonl`; empty if it was not asked."""
-        rows = [row for row in self._evals.rows() if row["step"] == 0]
-        return {k: v for k, v in rows[0].items() if k.startswith("eval/")} if rows else {}
+    def evaluations(self) -> list[dict[str, float]]:
+        """What `evaluate` said so far, from `eval.jsonl`, each with its `step`."""
+        return [
+            {k: v for k, v in row.items() if k == "step" or k.startswith("eval/")}
+            for row in self._evals.rows()
+        ]
 
     def save(self) -> Path:
         """Writes an atomic checkpoint: weights, optimizer, random state, algorithm state, position."""
@@ -238,19 +189,31 @@ class Run:
             self.folder / "checkpoints", self.step, state, self.state, write, self.cfg.save.keep
         )
 
-    def restore_latest(self) -> None:
-        """Continues from the newest checkpoint of the run folder, bit for bit on CPU.
-
-        Raises CheckpointError: none there, corrupted, of another run, or nothing left to do.
-        """
-        newest, state, self.state = resumable(self.folder / "checkpoints", self.cfg)
+    def restore(self, position: Position) -> None:
+        """Continues from a checkpoint of the run folder, bit for bit on CPU."""
+        folder, state = position.folder, position.state
         self._fleet.all(
-            self._fleet.learners, "load", newest, what="load", deadline_s=self.cfg.deadlines.save
+            self._fleet.learners, "load", folder, what="load", deadline_s=self.cfg.deadlines.save
         )
+        self.state = position.algo_state
         self.step, self.version = state["step"], state["version"]
         for lines in (self._metrics, self._evals, self._samples):
             lines.forget_after(self.step)
-        self._console.say(f"resumed from {newest}")
+        self._console.say(f"resumed from {folder}")
+
+    def collecting(self, ticket: Ticket) -> Collecting:
+        """What the algorithm collects with for `ticket`."""
+        return Collecting(
+            self.cfg,
+            ticket.index,
+            self.version,
+            self.key,
+            self.state,
+            self._collector,
+            self._samples,
+            self._console.say,
+            self._console.phase,
+        )
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets not yet learnt from."""
@@ -266,13 +229,6 @@ class Run:
         return bool(what.at_end) if last else bool(what.every and self.step % what.every == 0)
 
     # -- inside ----------------------------------------------------------------------------------
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        name = f"time/{phase}_s"
-        self._row[name] = self._row.get(name, 0.0) + time.monotonic() - began
 
     def _job(
         self,
@@ -304,32 +260,6 @@ class Run:
             first_epoch=minibatches,
         )
 
-    def _outcomes(self, groups: Sequence[Group]) -> list[Group]:
-        self._console.phase("score", self.step + 1)
-        with self._timed("reward"):
-            return self._collector.outcomes(groups)
-
-    def _stop_if_rewards_fail(self, groups: Sequence[Group]) -> None:
-        members, _ = members_of(groups)
-        failed = [m.outcome for m in members if m.outcome and m.outcome.kind == "error"]
-        if not failed:
-            return
-        message = (
-            f"step {self.step + 1}: {len(failed)} of {len(members)} rewards failed; the first:\n"
-            f"{failed[0].reason}"
-        )
-        limit = self.cfg.rewards.max_error_share
-        if len(failed) > limit * len(members):
-            raise RewardFailed(
-                f"{message}\nMore than rewards.max_error_share={limit:g} of the step: stopping. A failed "
-                f"reward is never counted as 0."
-            )
-        self._console.say(message)
-
-    def _save_samples(self, groups: Sequence[Group], step: int, kind: str) -> None:
-        for row in sample_rows(groups, step, kind):
-            self._samples.append(row)
-
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int
     ) -> None:
@@ -358,102 +288,40 @@ class Run:
             )
 
 
-def main(
-    cfg: Config, folder: Path, *, resume: bool = False, console: Console | None = None
-) -> dict[str, float]:
-    """Runs `cfg` in `folder`: the only loop. Returns the last evaluation, with the first one under
-    `before/` keys."""
-    console = console or Console(cfg.steps)
-    name_accelerator(cfg)
-    # Everything that can be known to be wrong is, before anything is started or written.
-    algo, env = check_plugins(cfg)
-    check_installation(cfg)
-    tasks, held_out = check_tasks(cfg, env)
-    if cfg.warm_start:
-        check_plugins(load_config(cfg.warm_start))
-    # Without metrics, what was interrupted was the warm start: this part begins now.
-    continues = resume and not (cfg.warm_start and not (folder / "metrics.jsonl").exists())
-    if continues:
-        resumable(folder / "checkpoints", cfg)
-    if (here := private_resources(cfg)) is not None:
-        make_plan(cfg, here)
-    open_folder(with_plugin_defaults(cfg, algo, env), folder, resume)
-    if cfg.warm_start is None:
-        start = start_folder(cfg, folder)
-        check_prompts(cfg, algo, start, tasks, held_out)
-    with ray_session(cfg, console.say) as resources:
-        placement = make_plan(cfg, resources)
-        if cfg.warm_start:
-            cfg = _after_warm_start(cfg, folder, resume, console.say)
-            start = start_folder(cfg, folder)
-            check_prompts(cfg, algo, start, tasks, held_out)
-        for line in placement.lines:
-            console.say(line)
-        waits = Waits(console.say, folder / "stacks", cfg.deadlines.notice)
-        needs = frozenset().union(*(term.needs for term in algo.terms))
-        began = time.monotonic()
-        fleet = start_fleet(cfg, placement, waits, start, needs, console.say)
-        console.say(
-            f"started {_census(fleet)} in {time.monotonic() - began:.1f} s; run folder {folder}"
-        )
-        try:
-            run = Run(cfg, algo, tasks, held_out, folder, start, fleet, console)
-            if continues:
-                run.restore_latest()
-            with console.live():
-                return _loop(run, continues)
-        finally:
-            fleet.close()
-
-
-def _loop(run: Run, resumed: bool) -> dict[str, float]:
+def loop(run: Run, *, resumed: bool) -> dict[str, float]:
+    """The only loop. Returns the last evaluation, with the first one under `before/` keys."""
     cfg = run.cfg
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
-    first = run.first_evaluation() if resumed else {}
     if cfg.eval.at_start and not resumed:
-        first = run.evaluate()
-    last = first
+        run.evaluate()
+
+    async def collect(ticket: Ticket) -> tuple[StepRow, list[Group]]:
+        part = run.collecting(ticket)
+        return part.row, await run.algo.collect(part, ticket)
+
     began = time.monotonic()
-    for _ticket, groups in prefetch(run.tickets(), lambda ticket: run.algo.collect(run, ticket)):
+    for _ticket, (row, groups) in prefetch(run.tickets(), collect):
+        run._row = row
         update = run.algo.learn(run, groups)
         run.publish(update)
         run.step += 1
         run.record(groups, time.monotonic() - began)
         if run.due(cfg.eval):
-            last = run.evaluate()
+            run.evaluate()
         if run.due(cfg.save):
             run.save()
         began = time.monotonic()
+    return _result(run)
+
+
+def _result(run: Run) -> dict[str, float]:
+    evaluations = run.evaluations()
+    last = dict(evaluations[-1]) if evaluations else {}
+    first = dict(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else {}
+    for evaluation in (first, last):
+        evaluation.pop("step", None)
     result = {**last, **{f"before/{k}": v for k, v in first.items()}}
     (run.folder / "result.json").write_text(
         json.dumps({"step": run.step, **result}, indent=1) + "\n"
     )
     return result
-
-
-def _after_warm_start(
-    cfg: Config, folder: Path, resume: bool, say: Callable[[str], None]
-) -> Config:
-    """Runs the warm start, unless it was finished before, and starts from its model."""
-    assert cfg.warm_start is not None
-    warm = load_config(cfg.warm_start)
-    below = folder / "warm_start"
-    if not (below / "result.json").is_file():
-        unfinished = resume and newest_checkpoint(below / "checkpoints") is not None
-        if resume and not unfinished:
-            shutil.rmtree(below, ignore_errors=True)  # it was interrupted before it saved anything
-        say(f"warm start: {warm.name}, {warm.steps} steps ({cfg.warm_start})")
-        main(warm.model_copy(update={"seed": cfg.seed}), below, resume=unfinished)
-        say(f"warm start done; now {cfg.name}, {cfg.steps} steps")
-    newest = newest_checkpoint(below / "checkpoints")
-    if newest is None:
-        raise ConfigError(
-            f"{cfg.warm_start}: the warm start saved no model; set save.at_end=true there"
-        )
-    model = cfg.model.model_copy(update={"path": str(newest / "model")})
-    return cfg.model_copy(update={"model": model})
-
-
-def _census(fleet: Fleet) -> str:
-    counts = {"sampler": fleet.samplers, "learner": fleet.learners, "reward worker": fleet.rewards}
-    return ", ".join(f"{len(owners)} {role}" for role, owners in counts.items() if owners)

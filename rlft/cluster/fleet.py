@@ -1,8 +1,11 @@
-"""The actors of a run: started together, called together, ended together."""
+"""The actors of a run: started together, called together, replaced alone, ended together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,29 +14,89 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from rlft.cluster.budget import Budget
 from rlft.cluster.placement import Plan, actor_options
-from rlft.cluster.waits import Owner, Waits
-from rlft.config import Config, Deadlines
+from rlft.cluster.waits import Owner, Waits, end
+from rlft.config import Config
+from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError
+
+Ask = Callable[[Any], Any]
+"""Puts a question to an actor's handle; returns the reference to its answer, or a list of those. A
+question can be put again, to a replacement."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What an actor is made of, so that it can be made again."""
+
+    name: str
+    unit: str
+    cls: type
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
 class Fleet:
-    """Owners (named handles) of every actor, by role."""
+    """Owners (named handles) of every actor, by role.
 
-    waits: Waits
-    samplers: list[Owner]
-    learners: list[Owner]
-    rewards: list[Owner]
-    shares_gpus: bool
-    deadlines: Deadlines
-    _group: Any
+    A sampler or reward worker that died, froze or passed a deadline is replaced, and asked again what
+    it was asked; a learner rank is not: its state is in the checkpoint. catch_up: brings a new
+    sampler to the published weights; without it samplers are not replaced either.
+    """
+
+    def __init__(self, cfg: Config, posts: dict[str, list[Post]], group: Any, waits: Waits) -> None:
+        self.waits, self.deadlines = waits, cfg.deadlines
+        self.shares_gpus = shares_gpus(cfg)
+        self.catch_up: Callable[[Owner], None] | None = None
+        self.restarts = 0
+        self._group, self._budget = group, Budget(cfg.recovery)
+        self._posts = {post.name: post for post in itertools.chain(*posts.values())}
+        self._replacing = threading.Lock()
+        self.samplers: list[Owner] = []
+        self.learners: list[Owner] = []
+        self.rewards: list[Owner] = []
+        for role in ("samplers", "learners", "rewards"):
+            getattr(self, role).extend(_started(post) for post in posts[role])
+
+    @property
+    def owners(self) -> list[Owner]:
+        return [*self.samplers, *self.learners, *self.rewards]
 
     def all(
-        self, owners: list[Owner], method: str, *args: Any, what: str, deadline_s: float
+        self, owners: Sequence[Owner], method: str, *args: Any, what: str, deadline_s: float
     ) -> list:
         """Calls `method(*args)` on each of `owners` at once and waits for all."""
-        calls = [(owner, getattr(owner.handle, method).remote(*args)) for owner in owners]
-        return self.waits.get(calls, what, deadline_s)
+
+        def ask(handle: Any) -> Any:
+            return getattr(handle, method).remote(*args)
+
+        return self.ask([(owner, ask) for owner in owners], what, deadline_s)
+
+    def ask(self, questions: Sequence[tuple[Owner, Ask]], what: str, deadline_s: float) -> list:
+        """Puts every question at once; returns the answers in order. Who is lost meanwhile is
+        replaced and asked again.
+
+        Of a question with several answers only the first is fetched: (value, reference, ...).
+        """
+        owners = [owner for owner, _ in questions]
+        answers = [ask(owner.handle) for owner, ask in questions]
+        slow: set[int] = set()
+
+        def revive(place: int, error: RlftError) -> tuple[Owner, Any]:
+            if isinstance(error, DeadlineExceeded):
+                if place in slow:
+                    raise RecoveryFailed(f"a second time, with a new actor: {error}") from error
+                slow.add(place)
+            owners[place] = self._replacement(owners[place], error)
+            answers[place] = questions[place][1](owners[place].handle)
+            return owners[place], _first(answers[place])
+
+        pending = [(o, _first(a)) for o, a in zip(owners, answers, strict=True)]
+        values = self.waits.get(pending, what, deadline_s, revive)
+        return [
+            (value, *answer[1:]) if isinstance(answer, list) else value
+            for value, answer in zip(values, answers, strict=True)
+        ]
 
     @contextmanager
     def samplers_asleep(self) -> Iterator[None]:
@@ -48,9 +111,66 @@ class Fleet:
 
     def close(self) -> None:
         """Ends every actor and gives their place back."""
-        for owner in [*self.samplers, *self.learners, *self.rewards]:
-            ray.kill(owner.handle, no_restart=True)
+        for owner in self.owners:
+            end(owner)
         remove_placement_group(self._group)
+
+    def _replacement(self, lost: Owner, error: RlftError) -> Owner:
+        """A new actor in the place of `lost`, caught up; or the one that another thread put there.
+
+        Raises `error` if such an actor is not replaced, RecoveryFailed if it was too often.
+        """
+        with self._replacing:
+            role = next(
+                r for r in (self.samplers, self.learners, self.rewards) if lost.name in _names(r)
+            )
+            place = _names(role).index(lost.name)
+            if role[place].handle is not lost.handle:
+                return role[place]
+            if role is self.learners or (role is self.samplers and self.catch_up is None):
+                raise error
+            while True:
+                which = self._budget.spend(lost.name, error)
+                self.restarts += 1
+                self.waits.say(f"{_headline(error)}; {lost.name} is started again ({which})")
+                try:
+                    return self._restart(role, place)
+                except ActorDied as again:
+                    error = again
+
+    def _restart(self, role: list[Owner], place: int) -> Owner:
+        end(role[place])
+        began = time.monotonic()
+        role[place] = _started(self._posts[role[place].name])
+        asked = [(role[place], role[place].handle.whereabouts.remote())]
+        [where] = self.waits.get(asked, "starting", self.deadlines.start)
+        role[place] = replace(role[place], where=where)
+        if role is self.samplers and self.catch_up is not None:
+            self.catch_up(role[place])
+        self.waits.say(f"{role[place].name} is back after {time.monotonic() - began:.1f} s")
+        return role[place]
+
+
+def _started(post: Post) -> Owner:
+    actor: Any = ray.remote(concurrency_groups={"control": 1})(post.cls)  # type: ignore[call-overload]
+    return Owner(post.name, actor.options(**post.options).remote(post.name, *post.args), post.unit)
+
+
+def _first(answer: Any) -> Any:
+    return answer[0] if isinstance(answer, list) else answer
+
+
+def _names(owners: Sequence[Owner]) -> list[str]:
+    return [owner.name for owner in owners]
+
+
+def _headline(error: RlftError) -> str:
+    return str(error).splitlines()[0].rstrip(" .:")
+
+
+def shares_gpus(cfg: Config) -> bool:
+    """Whether samplers and learner ranks take turns on the same GPUs."""
+    return cfg.cluster.placement == "colocated" and cfg.sampler.gpus > 0 and cfg.learner.gpus > 0
 
 
 def start_fleet(
@@ -65,69 +185,66 @@ def start_fleet(
 
     folder: the Hugging Face folder to start from; needs: batch fields that the algorithm's terms read.
     """
+    waits.stage = "start"
     group = placement_group(list(plan.bundles), strategy="PACK")
-    shared = cfg.cluster.placement == "colocated" and cfg.sampler.gpus > 0 and cfg.learner.gpus > 0
-    fleet = Fleet(waits, [], [], [], shared, cfg.deadlines, group)
-    deadline = cfg.deadlines.start
+    fleet = None
     try:
         placed = Owner("the placement of actors (does the cluster have free resources?)")
-        waits.get([(placed, group.ready())], "placement", min(deadline, 120))
-        _start_actors(fleet, cfg, plan, folder, needs, say)
+        waits.get([(placed, group.ready())], "placement", min(cfg.deadlines.start, 120))
+        fleet = Fleet(cfg, _posts(cfg, plan, group, folder, needs), group, waits)
+        _connect(fleet, cfg, say)
     except BaseException:
-        fleet.close()
+        if fleet is None:
+            remove_placement_group(group)
+        else:
+            fleet.close()
         raise
     return fleet
 
 
-def _start_actors(
-    fleet: Fleet, cfg: Config, plan: Plan, folder: Path, needs: frozenset[str], say: Any
-) -> None:
+def _posts(
+    cfg: Config, plan: Plan, group: Any, folder: Path, needs: frozenset[str]
+) -> dict[str, list[Post]]:
     # Imported here, in the driver, for their class only; what they import heavily stays in the actors.
     from rlft.learning.rank import LearnerRank
     from rlft.rewards.worker import RewardWorker
     from rlft.sampling.sampler import Sampler
 
-    def start(cls: type, name: str, unit: str, options: dict[str, Any], *args: Any) -> Owner:
-        actor: Any = ray.remote(concurrency_groups={"control": 1})(cls)  # type: ignore[call-overload]
-        return Owner(name, actor.options(**options).remote(name, *args), unit)
+    def options(bundle: int, threads: int, gpus: float, shared: bool) -> dict[str, Any]:
+        return actor_options(group, bundle=bundle, threads=threads, gpus=gpus, shared=shared)
 
-    for index in range(cfg.sampler.num):
-        options = actor_options(
-            plan,
-            fleet._group,
-            bundle=plan.sampler_bundle[index],
-            threads=plan.sampler_threads,
-            gpus=cfg.sampler.gpus,
-            shared=fleet.shares_gpus,
-            name=f"sampler {index}",
+    shared = shares_gpus(cfg)
+    samplers = [
+        Post(
+            f"sampler {index}",
+            "completions",
+            Sampler,
+            (cfg, folder),
+            options(plan.sampler_bundle[index], plan.sampler_threads, cfg.sampler.gpus, shared),
         )
-        fleet.samplers.append(
-            start(Sampler, f"sampler {index}", "completions", options, cfg, folder)
+        for index in range(cfg.sampler.num)
+    ]
+    learners = [
+        Post(
+            f"learner {rank}",
+            "micro-batches",
+            LearnerRank,
+            (cfg, rank, folder, needs),
+            options(plan.learner_bundle[rank], plan.learner_threads, cfg.learner.gpus, shared),
         )
-    for rank in range(cfg.learner.num):
-        options = actor_options(
-            plan,
-            fleet._group,
-            bundle=plan.learner_bundle[rank],
-            threads=plan.learner_threads,
-            gpus=cfg.learner.gpus,
-            shared=fleet.shares_gpus,
-            name=f"learner {rank}",
+        for rank in range(cfg.learner.num)
+    ]
+    rewards = [
+        Post(
+            f"reward worker {index}",
+            "completions",
+            RewardWorker,
+            (cfg.rewards,),
+            options(plan.reward_bundle, 1, 0, False),
         )
-        fleet.learners.append(
-            start(
-                LearnerRank, f"learner {rank}", "micro-batches", options, cfg, rank, folder, needs
-            )
-        )
-    if cfg.rewards.fns:
-        for index in range(cfg.rewards.workers):
-            options = actor_options(
-                plan, fleet._group, bundle=0, threads=1, gpus=0, shared=False, name="reward"
-            )
-            fleet.rewards.append(
-                start(RewardWorker, f"reward worker {index}", "completions", options, cfg.rewards)
-            )
-    _connect(fleet, cfg, say)
+        for index in range(cfg.rewards.workers if cfg.rewards.fns else 0)
+    ]
+    return {"samplers": samplers, "learners": learners, "rewards": rewards}
 
 
 def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
@@ -135,14 +252,13 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     first = fleet.learners[:1]
     [address] = fleet.all(first, "address", what="its address", deadline_s=deadline)
     joined = [(o, o.handle.connect.remote(address)) for o in fleet.learners]
-    owners = [*fleet.samplers, *fleet.learners, *fleet.rewards]
     # Whereabouts queue behind the constructor (and `connect`), so their answer means "ready".
-    ready = [(o, o.handle.whereabouts.remote()) for o in owners]
+    ready = [(o, o.handle.whereabouts.remote()) for o in fleet.owners]
     notes = fleet.waits.get(joined, "loading the model", deadline)
     places = dict(
-        zip((o.name for o in owners), fleet.waits.get(ready, "starting", deadline), strict=True)
+        zip((o.name for o, _ in ready), fleet.waits.get(ready, "starting", deadline), strict=True)
     )
-    for role in ("samplers", "learners", "rewards"):
-        setattr(fleet, role, [replace(o, where=places[o.name]) for o in getattr(fleet, role)])
+    for role in (fleet.samplers, fleet.learners, fleet.rewards):
+        role[:] = [replace(o, where=places[o.name]) for o in role]
     for note in notes[0]:
         say(note)

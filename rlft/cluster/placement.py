@@ -128,7 +128,7 @@ def _bundle(gpus: float) -> dict[str, float]:
 
 
 def actor_options(
-    plan: Plan, group: Any, *, bundle: int, threads: int, gpus: float, shared: bool, name: str
+    group: Any, *, bundle: int, threads: int, gpus: float, shared: bool
 ) -> dict[str, Any]:
     """Ray options of one actor: placement, its thread count in the environment, no silent restart.
 
@@ -157,5 +157,4 @@ def actor_options(
             group, placement_group_bundle_index=bundle
         ),
         "runtime_env": {"env_vars": env},
-        "name": None,
     }

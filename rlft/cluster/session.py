@@ -8,12 +8,14 @@ import math
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import ray
 
+from rlft.cluster import reaper
 from rlft.config import Config
 from rlft.errors import ResourceError
 
@@ -34,7 +36,8 @@ def ray_session(cfg: Config, say: Callable[[str], None]) -> Iterator[dict[str, f
         return
     address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
     _make_importable()
-    with _sigterm_as_interrupt():
+    # On a cluster that was joined Ray ends the actors of a driver that was killed.
+    with _sigterm_as_interrupt(), contextlib.nullcontext() if address else _nothing_left_behind():
         try:
             _start(cfg, address)
             say(f"ray: {'joined ' + address if address else 'private cluster on this machine'}")
@@ -98,6 +101,21 @@ def _make_importable() -> None:
     given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if here not in given:
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *given])
+
+
+@contextlib.contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """Marks the processes started inside, and has them ended if this process is killed."""
+    given = os.environ.get(reaper.MARK)
+    mark = os.environ.setdefault(reaper.MARK, uuid.uuid4().hex)
+    watcher = reaper.start(mark)
+    try:
+        yield
+    finally:
+        watcher.terminate()
+        watcher.wait()
+        if given is None:
+            del os.environ[reaper.MARK]
 
 
 @contextlib.contextmanager

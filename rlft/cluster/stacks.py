@@ -7,6 +7,7 @@ take a signal (stopped, or in uninterruptible sleep) `py-spy` reads its memory i
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import shutil
@@ -22,11 +23,13 @@ from typing import IO
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """Where an actor lives: process id, Ray node id, and the file its stacks go to."""
+    """Where an actor lives: process id, Ray node id, the file its stacks go to, and when the process
+    started (ticks since boot: another process that got its number started later)."""
 
     pid: int
     node_id: str
     stack_file: str
+    started: str
 
 
 _open: list[IO[bytes]] = []
@@ -43,13 +46,16 @@ def register(name: str) -> Whereabouts:
     pid = os.getpid()
     _open.append(stream)
     path = f"/proc/{pid}/fd/{stream.fileno()}"
-    return Whereabouts(pid, ray.get_runtime_context().get_node_id(), path)
+    node_id = ray.get_runtime_context().get_node_id()
+    return Whereabouts(pid, node_id, path, _kernel_says(pid, _STARTED))
 
 
 def dump(where: Whereabouts, patience_s: float = 2.0) -> str:
     """The stacks of a process on this node, or a sentence saying why there are none."""
     path = Path(where.stack_file)
     before = path.stat().st_size if path.exists() else 0
+    if _kernel_says(where.pid, _STATE) == "T":
+        return _spied(where.pid)
     try:
         os.kill(where.pid, signal.SIGUSR2)
     except ProcessLookupError:
@@ -61,6 +67,41 @@ def dump(where: Whereabouts, patience_s: float = 2.0) -> str:
             return path.read_text()[before:]
         time.sleep(0.05)
     return _spied(where.pid)
+
+
+def stays_stopped(where: Whereabouts, looks: int = 4) -> bool:
+    """Whether a process on this node is stopped (SIGSTOP) and stays so for `looks` seconds.
+
+    No heartbeat: a healthy actor may hold the interpreter lock in native code for minutes, and would
+    not answer one. The kernel knows the difference. Looks are counted, not timed: where everything
+    is frozen at once (a suspended machine, a paused container), this process does not look either.
+    """
+    for look in range(looks):
+        if look:
+            time.sleep(1.0)
+        if _kernel_says(where.pid, _STATE) != "T":
+            return False
+    return True
+
+
+def end(where: Whereabouts) -> None:
+    """Kills a process on this node, unless its number belongs to another one by now."""
+    if where.started and _kernel_says(where.pid, _STARTED) == where.started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(where.pid, signal.SIGKILL)
+
+
+_STATE, _STARTED = 0, 19
+"""Places in /proc/PID/stat, counted after the name: `R` running, `T` stopped by a signal, ...; and the
+start in clock ticks since boot."""
+
+
+def _kernel_says(pid: int, place: int) -> str:
+    """A field of the process's line in the kernel's table; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[place]
+    except (OSError, IndexError):
+        return ""
 
 
 def _spied(pid: int) -> str:

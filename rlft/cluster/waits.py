@@ -18,7 +18,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlft.cluster import stacks
-from rlft.errors import ActorFailed, DeadlineExceeded, RlftError
+from rlft.errors import ActorDied, ActorFailed, DeadlineExceeded, RlftError
 
 _SLICE_S = 1.0
 """How often a wait looks up: errors of one owner surface this soon while others still work."""
@@ -34,41 +34,75 @@ class Owner:
     where: stacks.Whereabouts | None = None
 
 
+@dataclass(slots=True)
+class _Wait:
+    """One reference that is waited for, whose it is, and since when."""
+
+    owner: Owner
+    ref: Any
+    began: float
+
+
+Revive = Callable[[int, RlftError], tuple[Owner, Any]]
+"""Given the place of a wait and what ended it (death or deadline), returns whom and what to wait for in
+its stead, or raises."""
+
+
 class Waits:
     """The waits of one process. `say` prints a line; stacks are saved below `folder`."""
 
     def __init__(self, say: Callable[[str], None], folder: Path, notice_s: float) -> None:
         self.stage = "start"
         self.waited: dict[str, float] = {}
-        self._say, self._folder, self._notice_s = say, folder, notice_s
+        self.say = say
+        self._folder, self._notice_s = folder, notice_s
 
-    def get(self, pending: Sequence[tuple[Owner, Any]], what: str, deadline_s: float) -> list[Any]:
+    def get(
+        self,
+        pending: Sequence[tuple[Owner, Any]],
+        what: str,
+        deadline_s: float,
+        revive: Revive | None = None,
+    ) -> list[Any]:
         """Values of the references in `pending`, in order.
 
-        Raises DeadlineExceeded naming who is late, ActorFailed naming who died or raised; an error of
-        our own family is raised as it is.
+        Raises DeadlineExceeded naming who is late, ActorDied naming whose process is gone or frozen,
+        ActorFailed naming who raised; an error of our own family is raised as it is. A death and a
+        deadline go to `revive` instead, if given; the new wait has a deadline of its own.
         """
         began = time.monotonic()
+        waits = [_Wait(owner, ref, began) for owner, ref in pending]
+        values: dict[int, Any] = {}
         next_notice = self._notice_s
-        owner_of = {ref: owner for owner, ref in pending}
-        left = list(owner_of)
-        while left:
-            left_s = deadline_s - (time.monotonic() - began)
-            ready, late = ray.wait(
-                left, num_returns=len(left), timeout=max(0.01, min(_SLICE_S, left_s))
-            )
-            for ref in ready:
-                self._fetch(owner_of[ref], ref, what)  # raises what it raised, before others finish
-            left = late
-            waited = time.monotonic() - began
-            if left and waited >= deadline_s:
-                self._give_up([owner_of[ref] for ref in left], what, waited)
-            if left and waited >= next_notice:
-                next_notice = waited + self._notice_s
-                for ref in left:
-                    self._say(f"{self.stage}: {self._late(owner_of[ref], what, waited)}")
+        while left := [place for place in range(len(waits)) if place not in values]:
+            spent = time.monotonic() - min(waits[place].began for place in left)
+            pause = max(0.01, min(_SLICE_S, deadline_s - spent))
+            ready, _ = ray.wait([waits[p].ref for p in left], num_returns=len(left), timeout=pause)
+            done, now = set(ready), time.monotonic()
+            late = [
+                p for p in left if waits[p].ref not in done and now - waits[p].began >= deadline_s
+            ]
+            if late and revive is None:
+                raise self._expired([waits[p] for p in late], what)
+            notice = now - began >= next_notice
+            for place in left:
+                wait = waits[place]
+                try:
+                    if wait.ref in done:
+                        values[place] = self._fetch(wait.owner, wait.ref, what)
+                    elif place in late:
+                        raise self._expired([wait], what)
+                    else:
+                        self._look_after(wait, what, notice)
+                except (ActorDied, DeadlineExceeded) as error:
+                    if revive is None:
+                        raise
+                    wait.owner, wait.ref = revive(place, error)
+                    wait.began = time.monotonic()
+            if notice:
+                next_notice = time.monotonic() - began + self._notice_s
         self.waited[what] = self.waited.get(what, 0.0) + time.monotonic() - began
-        return [self._fetch(owner, ref, what) for owner, ref in pending]
+        return [values[place] for place in range(len(waits))]
 
     def _fetch(self, owner: Owner, ref: Any, what: str) -> Any:
         try:
@@ -78,8 +112,25 @@ class Waits:
             if isinstance(cause, RlftError):
                 raise cause from None
             raise ActorFailed(f"{self.stage}: {owner.name} failed at {what}:\n{error}") from None
-        except ray.exceptions.RayActorError as error:
-            raise ActorFailed(f"{self.stage}: {owner.name} died at {what}: {error}") from None
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            raise ActorDied(f"{self.stage}: {owner.name} died at {what}: {error}") from None
+
+    def _look_after(self, wait: _Wait, what: str, notice: bool) -> None:
+        """Mentions a late wait if it is time to; raises ActorDied if its owner is frozen."""
+        owner, waited = wait.owner, time.monotonic() - wait.began
+        if owner.where is not None and self._is_frozen(owner.where, notice):
+            raise ActorDied(
+                f"{self.stage}: {owner.name} is frozen at {what}: process {owner.where.pid} was "
+                f"stopped by a signal{self._save_stacks(owner)}"
+            )
+        if notice:
+            self.say(f"{self.stage}: {self._late(owner, what, waited)}")
+
+    def _is_frozen(self, where: stacks.Whereabouts, notice: bool) -> bool:
+        if where.node_id == ray.get_runtime_context().get_node_id():
+            return stacks.stays_stopped(where)
+        # Elsewhere it takes a process to look, so that is done when it is late.
+        return notice and _over_there(where, stacks.stays_stopped, False)
 
     def _late(self, owner: Owner, what: str, waited: float) -> str:
         text = f"waiting {waited:.0f} s for {owner.name}"
@@ -95,20 +146,24 @@ class Waits:
                 return f"{text} ({what}; {busy})"
         return f"{text} ({what})"
 
-    def _give_up(self, owners: list[Owner], what: str, waited: float) -> None:
-        lines = []
-        for owner in owners:
-            line = self._late(owner, what, waited)
-            if owner.where is not None:
-                path = self._folder / f"{owner.name.replace(' ', '_')}.txt"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(_dump_anywhere(owner.where))
-                line += f"; its stacks are in {path}"
-            lines.append(line)
-        raise DeadlineExceeded(
-            f"{self.stage}: deadline passed: {'; '.join(lines)}. "
+    def _expired(self, waits: Sequence[_Wait], what: str) -> DeadlineExceeded:
+        said = [
+            self._late(w.owner, what, time.monotonic() - w.began) + self._save_stacks(w.owner)
+            for w in waits
+        ]
+        return DeadlineExceeded(
+            f"{self.stage}: deadline passed: {'; '.join(said)}. "
             f"If it was only slow, raise its limit under `deadlines:`."
         )
+
+    def _save_stacks(self, owner: Owner) -> str:
+        """Saves what the owner is doing; returns a clause that says where."""
+        if owner.where is None:
+            return ""
+        path = self._folder / f"{owner.name.replace(' ', '_')}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_over_there(owner.where, stacks.dump, "its node does not answer"))
+        return f"; its stacks are in {path}"
 
 
 def fetch(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
@@ -121,12 +176,22 @@ def fetch(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
         ) from None
 
 
-def _dump_anywhere(where: stacks.Whereabouts) -> str:
+def end(owner: Owner) -> None:
+    """Ends an actor for good, a frozen one too: Ray asks first, and then waits some seconds."""
+    ray.kill(owner.handle, no_restart=True)
+    if owner.where is not None:
+        _over_there(owner.where, stacks.end, None)
+
+
+def _over_there(
+    where: stacks.Whereabouts, act: Callable[[stacks.Whereabouts], Any], else_: Any
+) -> Any:
+    """`act(where)`, done on the node of `where`; `else_` if that node does not answer."""
     if where.node_id == ray.get_runtime_context().get_node_id():
-        return stacks.dump(where)
+        return act(where)
     there = NodeAffinitySchedulingStrategy(where.node_id, soft=False)
-    task = ray.remote(num_cpus=0)(stacks.dump).options(scheduling_strategy=there)
+    task = ray.remote(num_cpus=0)(act).options(scheduling_strategy=there)
     try:
         return ray.get(task.remote(where), timeout=30)
-    except ray.exceptions.RayError as error:
-        return f"no stacks: {error}"
+    except ray.exceptions.RayError:
+        return else_

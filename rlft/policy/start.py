@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rlft import registry
@@ -53,6 +54,9 @@ def _built(cfg: Config, folder: Path) -> Path:
     spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
     transformers_logging.disable_progress_bar()
     model, tokenizer = registry.build("model", spec)(cfg.seed)
-    model.to(getattr(torch, cfg.model.dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    # Beside, then renamed: a run that is killed here must not find half a model when it comes back.
+    beside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.to(getattr(torch, cfg.model.dtype)).save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    return beside.rename(folder)

@@ -1,7 +1,7 @@
 """Checkpoints: written beside, checked, renamed. A folder that exists is a whole checkpoint.
 
 checkpoints/step_000006/
-    state.json       step, version, configuration, and the hash of every other file
+    state.json       step, version, configuration, the hash of every other file, and its own
     algo.pkl         the algorithm's own state
     learner_state/   DeepSpeed: weights, optimizer, random state of every rank
     model/           a Hugging Face folder
@@ -15,15 +15,17 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from rlft.config import Config
-from rlft.errors import CheckpointError
+from rlft.errors import ActorDied, CheckpointError, DeadlineExceeded
 
-_FORMAT = 1
+_FORMAT = 2
+_WRITING, _REMOVING = ".writing_", ".removing_"
 _NAME = re.compile(r"step_(\d{6,})")
 
 
@@ -41,9 +43,9 @@ def write_checkpoint(
     stay as they were, and CheckpointError says why. The oldest beyond `keep` go last.
     """
     final = root / f"step_{step:06d}"
-    beside = root / f".writing_{final.name}"
+    beside = root / f"{_WRITING}{final.name}"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        sweep(root)
         beside.mkdir(parents=True)
         write(beside)
         (beside / "algo.pkl").write_bytes(pickle.dumps(algo_state))
@@ -51,11 +53,15 @@ def write_checkpoint(
             str(p.relative_to(beside)): _hash(p) for p in sorted(beside.rglob("*")) if p.is_file()
         }
         whole = {"format": _FORMAT, "step": step, **state, "files": files}
-        (beside / "state.json").write_text(json.dumps(whole, indent=1))
+        (beside / "state.json").write_text(json.dumps({**whole, "hash": _hash_of(whole)}, indent=1))
         _sync(beside)
         if final.exists():
             shutil.rmtree(final)
         beside.rename(final)
+        _sync_entries(root)
+    except (ActorDied, DeadlineExceeded):
+        shutil.rmtree(beside, ignore_errors=True)
+        raise  # the writer was lost, not the place to write to
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         newest = newest_checkpoint(root)
@@ -66,8 +72,17 @@ def write_checkpoint(
             f"free some space and continue with --resume."
         ) from error
     for old in _all(root)[:-keep]:
-        shutil.rmtree(old)
+        # Renamed first: a folder with a checkpoint's name is whole, at any moment.
+        shutil.rmtree(old.rename(root / f"{_REMOVING}{old.name}"))
     return final
+
+
+def sweep(root: Path) -> None:
+    """Removes what a process that was killed while writing or removing a checkpoint left half done."""
+    if root.is_dir():
+        for half in root.iterdir():
+            if half.name.startswith((_WRITING, _REMOVING)):
+                shutil.rmtree(half, ignore_errors=True)
 
 
 def newest_checkpoint(root: Path) -> Path | None:
@@ -93,19 +108,26 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:
         raise CheckpointError(
             f"{folder} has format {state.get('format')}, this version reads {_FORMAT}"
         )
+    if state.pop("hash", None) != _hash_of(state):
+        raise _corrupted(folder, step, folder / "state.json", "has changed")
     for name, digest in files.items():
         path = folder / name
         if not path.is_file() or _hash(path) != digest:
-            what = "has changed" if path.is_file() else "is missing"
-            raise CheckpointError(
-                f"checkpoint of step {step} is corrupted: {path} {what}. Remove {folder} to continue "
-                f"from the checkpoint before it."
-            )
+            raise _corrupted(folder, step, path, "has changed" if path.is_file() else "is missing")
     return state, pickle.loads((folder / "algo.pkl").read_bytes())
 
 
-def resumable(root: Path, cfg: Config) -> tuple[Path, dict[str, Any], Any]:
-    """The newest checkpoint below `root` from which `cfg` continues: (folder, state, algorithm state).
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A checked checkpoint to continue from: where it is, its state, and the algorithm's."""
+
+    folder: Path
+    state: dict[str, Any]
+    algo_state: Any
+
+
+def resumable(root: Path, cfg: Config) -> Position:
+    """The newest checkpoint below `root` from which `cfg` continues.
 
     Raises CheckpointError: none there, corrupted, of another run, or nothing left to do.
     """
@@ -114,12 +136,13 @@ def resumable(root: Path, cfg: Config) -> tuple[Path, dict[str, Any], Any]:
         raise CheckpointError(f"nothing to resume: no checkpoint in {root}; run without --resume")
     state, algo_state = read_checkpoint(newest)
     refuse_foreign(newest, state["identity"], identity(cfg))
-    if state["step"] >= cfg.steps:
+    # A run that was killed between its last checkpoint and its result has that result to write.
+    if state["step"] >= cfg.steps and (root.parent / "result.json").exists():
         raise CheckpointError(
             f"nothing to do: {newest} is at step {state['step']} of {cfg.steps}; raise steps= to train "
             f"further."
         )
-    return newest, state, algo_state
+    return Position(newest, state, algo_state)
 
 
 def identity(cfg: Config) -> dict[str, Any]:
@@ -152,6 +175,13 @@ def refuse_foreign(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -
         )
 
 
+def _corrupted(folder: Path, step: Any, path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint of step {step} is corrupted: {path} {what}. Remove {folder} to continue "
+        f"from the checkpoint before it."
+    )
+
+
 def _all(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
@@ -165,6 +195,19 @@ def _hash(path: Path) -> str:
         while block := stream.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _hash_of(state: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True).encode())
+
+
+def _sync_entries(folder: Path) -> None:
+    """Makes a rename inside `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync(folder: Path) -> None:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+class StepRow(dict[str, Any]):
+    """The numbers of one step, gathered from where they arise."""
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time spent inside to `time/<phase>_s`."""
+        began = time.monotonic()
+        yield
+        name = f"time/{phase}_s"
+        self[name] = self.get(name, 0.0) + time.monotonic() - began
 
 
 class JsonLines:

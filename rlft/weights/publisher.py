@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from rlft import registry
-from rlft.cluster.fleet import Fleet
+from rlft.cluster.fleet import Ask, Fleet
+from rlft.cluster.waits import Owner
 from rlft.config import Config
+from rlft.types import WeightUpdate
 from rlft.weights.proof import CanaryWatch
 
 
@@ -15,8 +19,13 @@ class Publisher:
         self._fleet, self._canary, self._limit_s = fleet, canary, cfg.deadlines.publish
         self._watch = CanaryWatch(cfg.model.dtype, cfg.publish.canary_tolerance)
         self._transport = registry.resolve("transport", cfg.publish.transport)
+        self._held: WeightUpdate | None = None
+        self._own: np.ndarray | None = None
         if self._transport.meets and fleet.samplers:
+            # A newcomer cannot join engines that have met: then all of them are started again.
             self._meet(cfg)
+        else:
+            fleet.catch_up = self.catch_up
 
     def _meet(self, cfg: Config) -> None:
         """Brings learner rank 0 and every engine together, once, before the first version."""
@@ -35,6 +44,8 @@ class Publisher:
         Raises WeightsMismatch when an engine was not handed, or does not use, what was published.
         """
         fleet, limit = self._fleet, self._limit_s
+        # Given up before the next is stored: the object store holds one version, not two.
+        self._held = self._own = None
         calls = [(o, o.handle.send.remote(version)) for o in fleet.learners]
         if self._transport.concurrent:
             calls += [(o, o.handle.take.remote()) for o in fleet.samplers]
@@ -42,8 +53,30 @@ class Publisher:
         fleet.all(fleet.samplers, "load", sent, sent.source, what="publish", deadline_s=limit)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
-        own = [(o, o.handle.canary.remote(self._canary)) for o in fleet.learners]
-        theirs = [(o, o.handle.score.remote(self._canary)) for o in fleet.samplers]
-        answers = fleet.waits.get([*own, *theirs], "canary", limit)
+        else:
+            self._held = sent
+        canary = self._canary
+        own: list[tuple[Owner, Ask]]
+        own = [(o, lambda handle: handle.canary.remote(canary)) for o in fleet.learners]
+        theirs = [(o, lambda handle: handle.score.remote(canary)) for o in fleet.samplers]
+        answers = fleet.ask([*own, *theirs], "canary", limit)
         engines = {o.name: a for (o, _), a in zip(theirs, answers[len(own) :], strict=True)}
+        self._own = answers[0]
         return self._watch.check(answers[0], engines, sent.manifest)
+
+    def catch_up(self, newcomer: Owner) -> None:
+        """Brings a new sampler to the version that the others hold, with both proofs.
+
+        Before the first publish, and while one is under way, it holds nothing yet and is sent the
+        next version like the others.
+        """
+        held, waits, limit = self._held, self._fleet.waits, self._limit_s
+        if held is None:
+            return
+        waits.get(
+            [(newcomer, newcomer.handle.load.remote(held, held.source))], "catching up", limit
+        )
+        if self._own is not None:
+            scoring = [(newcomer, newcomer.handle.score.remote(self._canary))]
+            [answer] = waits.get(scoring, "canary", limit)
+            self._watch.check(self._own, {newcomer.name: answer}, held.manifest)

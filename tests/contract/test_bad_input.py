@@ -10,7 +10,7 @@ import torch
 
 import rlft.cli
 import rlft.cluster.session
-import rlft.run
+import rlft.train
 
 GOOD = """\
 name: bad-input
@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(rlft.run, "ray_session", started)
+    monkeypatch.setattr(rlft.train, "ray_session", started)
     monkeypatch.setattr(rlft.cluster.session.ray, "is_initialized", lambda: False)
     (tmp_path / "good.yaml").write_text(GOOD)
     return tmp_path
@@ -218,8 +218,8 @@ def test_more_gpus_than_the_cluster_has(here, refused, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     found = {"CPU": 2.0, "GPU": 1.0}
     session = contextlib.nullcontext(found)
-    monkeypatch.setattr(rlft.run, "ray_session", lambda *_: session)
-    monkeypatch.setattr(rlft.run, "_after_warm_start", lambda *_: pytest.fail("it ran first"))
+    monkeypatch.setattr(rlft.train, "ray_session", lambda *_: session)
+    monkeypatch.setattr(rlft.train, "_after_warm_start", lambda *_: pytest.fail("it ran first"))
     (here / "warm.yaml").write_text(GOOD)
     for more in ([], ["warm_start=warm.yaml", "model.build=null"]):
         said = refused("run", "good.yaml", "learner.num=2", "learner.gpus=1", *more)

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from rlft.cluster.waits import Owner, Waits
-from rlft.errors import ActorFailed, DeadlineExceeded
+from rlft.errors import ActorDied, ActorFailed, DeadlineExceeded
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -59,16 +59,39 @@ def test_the_deadline_names_the_owner_and_saves_what_it_was_doing(owner, waits, 
     assert "nap_in_here" in stacks
 
 
-def test_a_frozen_process_is_named_and_its_memory_read(owner, waits, tmp_path):
+def test_a_frozen_process_is_named_long_before_its_deadline_and_its_memory_read(
+    owner, waits, tmp_path
+):
     reference = owner.handle.nap_in_here.remote(60)
     time.sleep(0.5)
     os.kill(owner.where.pid, signal.SIGSTOP)
+    began = time.monotonic()
     try:
-        with pytest.raises(DeadlineExceeded, match=r"sampler 1 .*does not answer"):
-            waits.get([(owner, reference)], "rollout", 1.0)
+        with pytest.raises(ActorDied, match=r"sampler 1 is frozen at rollout: process \d+"):
+            waits.get([(owner, reference)], "rollout", 300)
     finally:
         os.kill(owner.where.pid, signal.SIGCONT)
+    assert time.monotonic() - began < 30
     assert "nap_in_here" in (tmp_path / "stacks" / "sampler_1.txt").read_text()
+
+
+def test_a_frozen_process_is_named_at_a_deadline_that_comes_first(owner, waits, tmp_path):
+    reference = owner.handle.nap_in_here.remote(60)
+    time.sleep(0.5)
+    os.kill(owner.where.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with pytest.raises((DeadlineExceeded, ActorDied), match="sampler 1"):
+            waits.get([(owner, reference)], "rollout", 0.5)
+    finally:
+        os.kill(owner.where.pid, signal.SIGCONT)
+    assert time.monotonic() - began < 0.5 + 5
+    assert "nap_in_here" in (tmp_path / "stacks" / "sampler_1.txt").read_text()
+
+
+def test_a_long_native_call_is_not_taken_for_frozen(owner, waits):
+    [held] = waits.get([(owner, owner.handle.hold_the_lock.remote(6))], "rollout", 60)
+    assert held
 
 
 def test_a_dead_actor_is_named_at_once(owner, waits):

@@ -1,5 +1,6 @@
 """Actors for the tests of waits."""
 
+import ctypes
 import os
 import time
 
@@ -20,6 +21,10 @@ class Worker:
     def nap_in_here(self, seconds):
         time.sleep(seconds)
         return seconds
+
+    def hold_the_lock(self, seconds):
+        """Sleeps in native code without letting other Python threads run."""
+        return ctypes.PyDLL(None).usleep(int(seconds * 1e6)) == 0
 
     def die(self):
         os._exit(1)

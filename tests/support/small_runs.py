@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.config import parse_config
-from rlft.run import main
+from rlft.train import train
 
 
 def vowels(completion: str, task: Any) -> dict[str, float]:
@@ -39,7 +39,7 @@ def tree(model: Path, **changes: Any) -> dict[str, Any]:
 
 def run(folder: Path, model: Path, *, resume: bool = False, **changes: Any) -> dict[str, float]:
     """Runs it in `folder`, in the test's cluster."""
-    return main(parse_config(tree(model, **changes), "small"), folder, resume=resume)
+    return train(parse_config(tree(model, **changes), "small"), folder, resume=resume)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from rlft.config import parse_config
-from rlft.errors import CheckpointError
+from rlft.errors import ActorDied, CheckpointError
 from rlft.record import checkpoint
 from rlft.record.checkpoint import (
     identity,
@@ -234,6 +234,29 @@ def test_a_torn_state_is_not_a_checkpoint_wherever_it_was_torn(tmp_path):
     assert "not an rlft checkpoint" in refusal(read_checkpoint, folder)
 
 
+def test_a_changed_state_is_found(tmp_path):
+    folder = write(tmp_path, 1)
+    path = folder / "state.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"version": 1', '"version": 7'))
+    assert f"{path} has changed" in refusal(read_checkpoint, folder)
+    state = json.loads(whole)
+    del state["hash"]
+    path.write_text(json.dumps(state))
+    assert f"{path} has changed" in refusal(read_checkpoint, folder)
+
+
+def test_an_actor_lost_while_saving_is_not_taken_for_a_full_disk(tmp_path):
+    def lost(folder):
+        big_parts(folder)
+        raise ActorDied("step 2: learner 0 died at save")
+
+    write(tmp_path, 1)
+    with pytest.raises(ActorDied):
+        write(tmp_path, 2, lost)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
 def test_another_format_is_refused(tmp_path):
     folder = write(tmp_path, 1)
     state = json.loads((folder / "state.json").read_text())
@@ -253,7 +276,7 @@ def test_a_run_continues_with_other_lengths_and_speeds(tmp_path):
     other = changed(
         steps=20, learner={"lr": 1.0}, save={"keep": 5}, algo={"name": "grpo", "clip_low": 0.1}
     )
-    assert resumable(tmp_path / "checkpoints", other)[0] == folder
+    assert resumable(tmp_path / "checkpoints", other).folder == folder
 
 
 @pytest.mark.parametrize(
@@ -285,9 +308,14 @@ def test_a_run_whose_model_a_warm_start_made_is_the_same_before_and_after_it():
 
 
 def test_nothing_to_resume_and_nothing_to_do_say_so(tmp_path):
-    assert "nothing to resume" in refusal(resumable, tmp_path, CFG)
-    write(tmp_path, 10)
-    assert "is at step 10 of 10" in refusal(resumable, tmp_path, CFG)
+    root = tmp_path / "checkpoints"
+    assert "nothing to resume" in refusal(resumable, root, CFG)
+    write(root, 10)
+    assert resumable(root, CFG).state["step"] == 10, (
+        "killed before its result: that is to be written"
+    )
+    (tmp_path / "result.json").write_text("{}")
+    assert "is at step 10 of 10" in refusal(resumable, root, CFG)
 
 
 def test_a_corrupted_newest_is_named_and_without_it_the_one_before_goes_on(tmp_path):
@@ -295,7 +323,7 @@ def test_a_corrupted_newest_is_named_and_without_it_the_one_before_goes_on(tmp_p
     (newest / "algo.pkl").write_bytes(b"")
     assert f"Remove {newest}" in refusal(resumable, tmp_path, CFG)
     shutil.rmtree(newest)
-    assert resumable(tmp_path, CFG)[0] == before
+    assert resumable(tmp_path, CFG).folder == before
 
 
 # -- lines ----------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ def test_every_actor_has_a_bundle_and_all_bundles_fit_on_one_core(placement):
         assert set(users) == set(range(len(plan.bundles))), "no bundle is idle, none is missing"
         assert sum(b["CPU"] for b in plan.bundles) <= 1
         asked = dict.fromkeys(range(len(plan.bundles)), 0.0)
-        options = {"bundle": 0, "threads": 1, "gpus": 0, "shared": False, "name": "x"}
-        share = actor_options(plan, object(), **options)["num_cpus"]
+        options = {"bundle": 0, "threads": 1, "gpus": 0, "shared": False}
+        share = actor_options(object(), **options)["num_cpus"]
         for bundle in [*users, *[plan.reward_bundle] * 4]:
             asked[bundle] += share
         assert all(asked[i] <= b["CPU"] + 1e-9 for i, b in enumerate(plan.bundles))
@@ -119,9 +119,8 @@ def test_the_plan_is_said_in_words():
 
 
 def options(**changes):
-    plan = make_plan(config(), {"CPU": 2.0})
-    given = {"bundle": 0, "threads": 3, "gpus": 0, "shared": False, "name": "sampler 0"}
-    return actor_options(plan, object(), **{**given, **changes})
+    given = {"bundle": 0, "threads": 3, "gpus": 0, "shared": False}
+    return actor_options(object(), **{**given, **changes})
 
 
 def test_an_actor_gets_its_threads_sees_no_gpu_of_others_and_never_restarts_silently():
