@@ -69,7 +69,7 @@ class Engine(TransformersEngine):
         super().load(halfway())
 
 
-def reward(completion, task, *, folder):
+def reward(completion, task, folder=""):
     plan(folder).meet("reward")
     return vowels(completion, task)
 
