@@ -135,8 +135,9 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     first = fleet.learners[:1]
     [address] = fleet.all(first, "address", what="its address", deadline_s=deadline)
     joined = [(o, o.handle.connect.remote(address)) for o in fleet.learners]
+    joined += [(o, o.handle.start.remote()) for o in fleet.samplers]
     owners = [*fleet.samplers, *fleet.learners, *fleet.rewards]
-    # Whereabouts queue behind the constructor (and `connect`), so their answer means "ready".
+    # Whereabouts queue behind `connect` and `start`, so their answer means "ready".
     ready = [(o, o.handle.whereabouts.remote()) for o in owners]
     notes = fleet.waits.get(joined, "loading the model", deadline)
     places = dict(
