@@ -142,8 +142,11 @@ class Fleet:
         end(role[place])
         began = time.monotonic()
         role[place] = _started(self._posts[role[place].name])
-        asked = [(role[place], role[place].handle.whereabouts.remote())]
-        [where] = self.waits.get(asked, "starting", self.deadlines.start)
+        new = role[place]
+        asked = [(new, new.handle.whereabouts.remote())]
+        if role is self.samplers:
+            asked.append((new, new.handle.start.remote()))
+        where = self.waits.get(asked, "starting", self.deadlines.start)[0]
         role[place] = replace(role[place], where=where)
         if role is self.samplers and self.catch_up is not None:
             self.catch_up(role[place])
@@ -252,7 +255,8 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     first = fleet.learners[:1]
     [address] = fleet.all(first, "address", what="its address", deadline_s=deadline)
     joined = [(o, o.handle.connect.remote(address)) for o in fleet.learners]
-    # Whereabouts queue behind the constructor (and `connect`), so their answer means "ready".
+    joined += [(o, o.handle.start.remote()) for o in fleet.samplers]
+    # Whereabouts queue behind `connect` and `start`, so their answer means "ready".
     ready = [(o, o.handle.whereabouts.remote()) for o in fleet.owners]
     notes = fleet.waits.get(joined, "loading the model", deadline)
     places = dict(

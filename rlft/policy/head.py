@@ -7,17 +7,22 @@ several `[N, V]` float32 tensors alive.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 _CHUNK = 512
-"""Positions per chunk: 512 x 50k float32 logits are 100 MB, and larger was not faster on a CPU."""
+"""Positions per matrix product: larger was not faster on a CPU."""
 
 _KEEP_BYTES = 512 * 2**20
 """Logits are kept, in the model's dtype, for the backward pass up to this size; beyond it they are
 computed again. Keeping them saves a sixth of the head's arithmetic and changes no bit of the result."""
+
+_TILE_BYTES = 3 * 2**20
+"""Float32 logits that are worked on at a time on a CPU: what stays in its cache. Each pass over a
+`[512, V]` tensor would go through memory, and there are a dozen."""
 
 
 class _ChosenLogp(torch.autograd.Function):
@@ -34,19 +39,21 @@ class _ChosenLogp(torch.autograd.Function):
         num, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
         logp = torch.empty(num, dtype=torch.float32, device=hidden_NH.device)
         entropy, lse = torch.empty_like(logp), torch.empty_like(logp)
-        kept: list[torch.Tensor] = []
         keep = num * vocabulary * hidden_NH.element_size() <= _KEEP_BYTES
-        for start in range(0, num, _CHUNK):
-            part = slice(start, min(start + _CHUNK, num))
-            raw = hidden_NH[part] @ weight_VH.T
-            logits = raw.float() / temperature if temperature != 1 else raw.float()
-            lse[part] = torch.logsumexp(logits, dim=-1)
-            chosen = logits.gather(1, actions_N[part, None]).squeeze(1)
-            logp[part] = chosen - lse[part]
-            probabilities = torch.exp(logits - lse[part, None])
-            entropy[part] = lse[part] - torch.linalg.vecdot(probabilities, logits)
-            if keep:
-                kept.append(raw)
+        kept = hidden_NH.new_empty(num, vocabulary) if keep else None
+        for part in _parts(0, num, _CHUNK):
+            raw = hidden_NH[part] @ weight_VH.T if kept is None else kept[part]
+            if kept is not None:
+                torch.mm(hidden_NH[part], weight_VH.T, out=raw)
+            for tile in _tiles(part, raw):
+                logits = _logits(raw[tile.start - part.start : tile.stop - part.start], temperature)
+                chosen = logits.gather(1, actions_N[tile, None]).squeeze(1)
+                top = logits.amax(dim=-1, keepdim=True)
+                weights = (logits - top).exp_()
+                total = weights.sum(dim=-1)
+                lse[tile] = top.squeeze(1) + total.log()
+                logp[tile] = chosen - lse[tile]
+                entropy[tile] = lse[tile] - torch.linalg.vecdot(weights, logits) / total
         ctx.save_for_backward(hidden_NH, weight_VH, actions_N, lse, entropy)
         ctx.kept, ctx.temperature = kept, temperature
         return logp, entropy
@@ -59,33 +66,54 @@ class _ChosenLogp(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
         grad_weight = None
         with_entropy = grad_entropy_N is not None and bool(grad_entropy_N.any())
-        for index, start in enumerate(range(0, hidden_NH.shape[0], _CHUNK)):
-            part = slice(start, min(start + _CHUNK, hidden_NH.shape[0]))
-            raw = ctx.kept[index] if ctx.kept else hidden_NH[part] @ weight_VH.T
-            logits = raw.float() / ctx.temperature if ctx.temperature != 1 else raw.float()
-            all_logp = logits - lse[part, None]  # not in place: for float32 `raw` is `logits`
-            probabilities = all_logp.exp()
-            # d logp[a] / d logits = onehot(a) - p ; d H / d logits = -p (log p + H)
-            scale = grad_logp_N[part, None]
-            if with_entropy:
-                grad = all_logp.add_(entropy[part, None]).mul_(-grad_entropy_N[part, None])
-                grad = grad.sub_(scale).mul_(probabilities)
-            else:
-                grad = probabilities.mul_(-scale)
-            grad.scatter_add_(1, actions_N[part, None], scale)
-            if ctx.temperature != 1:
-                grad.div_(ctx.temperature)
-            low = grad.to(weight_VH.dtype)
+        num = hidden_NH.shape[0]
+        # Kept logits make room for their own gradient, which then takes one product over all of N.
+        for part in _parts(0, num, _CHUNK if ctx.kept is None else num):
+            raw = hidden_NH[part] @ weight_VH.T if ctx.kept is None else ctx.kept
+            for tile in _tiles(part, raw):
+                here = raw[tile.start - part.start : tile.stop - part.start]
+                logits = _logits(here, ctx.temperature)
+                # d logp[a] / d logits = onehot(a) - p ; d H / d logits = -p (log p + H)
+                scale = grad_logp_N[tile, None]
+                all_logp = logits - lse[tile, None]
+                if with_entropy:
+                    probabilities = all_logp.exp()
+                    grad = all_logp.add_(entropy[tile, None]).mul_(-grad_entropy_N[tile, None])
+                    grad = grad.sub_(scale).mul_(probabilities)
+                else:
+                    grad = all_logp.exp_().mul_(-scale)
+                grad.scatter_add_(1, actions_N[tile, None], scale)
+                if ctx.temperature != 1:
+                    grad.div_(ctx.temperature)
+                here.copy_(grad)
             if grad_hidden is not None:
-                grad_hidden[part] = low @ weight_VH
+                torch.mm(raw, weight_VH, out=grad_hidden[part])
             if needs_weight:
                 # Sum over chunks in float32: bf16 partial sums would depend on the chunking.
-                product = (low.T @ hidden_NH[part]).float()
+                product = raw.T @ hidden_NH[part]
+                if part.stop - part.start < num:
+                    product = product.float()
                 grad_weight = product if grad_weight is None else grad_weight.add_(product)
-        ctx.kept = []
+        ctx.kept = None
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VH.dtype)
         return grad_hidden, grad_weight, None, None
+
+
+def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
+    for at in range(start, stop, size):
+        yield slice(at, min(at + size, stop))
+
+
+def _tiles(part: slice, raw_NV: torch.Tensor) -> Iterator[slice]:
+    """Rows of `part` that are worked on together."""
+    fits = _CHUNK if raw_NV.device.type != "cpu" else _TILE_BYTES // (4 * raw_NV.shape[1])
+    return _parts(part.start, part.stop, max(1, min(fits, _CHUNK)))
+
+
+def _logits(raw_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Float32 logits; a float32 `raw_NV` itself at temperature 1, so nothing may write to it."""
+    return raw_NV.float() / temperature if temperature != 1 else raw_NV.float()
 
 
 def chosen_logp(

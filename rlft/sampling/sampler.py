@@ -26,11 +26,21 @@ class Sampler:
 
     def __init__(self, name: str, cfg: Config, folder: Path) -> None:
         self._where = stacks.register(name)
-        self._name, self._text = name, Text(folder, cfg.sampler.stop)
+        self._name, self._cfg, self._folder = name, cfg, folder
+        self._text = Text(folder, cfg.sampler.stop)
         self._transport = registry.build("transport", cfg.publish.transport)
+        self._version = -1
+
+    def start(self) -> None:
+        """Builds the engine and pays the one-off costs of a first request.
+
+        Not in the constructor: Ray runs that on another thread than the methods, and OpenMP keeps a
+        pool of threads for each thread that computes. With two pools vLLM decodes a third slower.
+        """
+        cfg = self._cfg
         engine = registry.resolve("engine", cfg.sampler.engine)
         self._engine = engine(
-            folder,
+            self._folder,
             dtype=cfg.model.dtype,
             max_length=cfg.model.max_length,
             max_batch=cfg.sampler.max_batch,
@@ -40,8 +50,6 @@ class Sampler:
                 **self._transport.engine_args(cfg.model.lora),
             },
         )
-        self._version = -1
-        # The first request pays one-off costs; pay them before the clock starts.
         stops = self._text.stop_ids
         self._engine.generate([Request((stops[0],), 0)], Sampling(max_tokens=2, stop_ids=stops))
 
