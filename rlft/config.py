@@ -99,7 +99,8 @@ class Reward(Section):
     """One reward function and how much it counts."""
 
     fn: str = Field(
-        description="module:attr or file.py:attr of `(completion, task) -> float | dict`"
+        description="module:attr or file.py:attr of `(completion, task) -> float | dict`, or of the "
+        "same with `trajectory` in place of `completion`; may be async"
     )
     weight: float = 1.0
     args: dict[str, Any] = Field(default={}, description="further keyword arguments")
@@ -110,9 +111,31 @@ class Rewards(Section):
 
     fns: list[Reward] = []
     workers: Positive = 1
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        default=10.0,
+        description="seconds that scoring one completion may take, all functions together",
+    )
+    concurrency: Positive = Field(
+        default=32, description="completions that async functions work on at a time, per worker"
+    )
     invalid_score: float = Field(default=0.0, description="the reward of an `Invalid` completion")
+    on_error: Literal["shrink", "refill"] = Field(
+        default="shrink",
+        description="a completion whose reward failed: its group goes without, or samples another",
+    )
+    refill_tries: Positive = Field(default=2, description="rounds of sampling others")
     max_error_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="stop the run when more of a step's reward calls raise than this"
+        default=0.5, description="stop the run when more of a step's reward calls fail than this"
+    )
+    memory_gb: Annotated[float, Field(gt=0)] | None = Field(
+        default=4.0, description="memory of a worker with all that it starts; null: no limit"
+    )
+    max_processes: Positive = Field(
+        default=64, description="processes of a worker with all that it starts"
+    )
+    env: list[str] = Field(
+        default=[],
+        description="environment variables that rewards may see; credentials are not passed",
     )
 
 
@@ -219,6 +242,11 @@ class Config(Section):
             raise ValueError(
                 f"sampler.max_tokens ({self.sampler.max_tokens}) leaves no room for a prompt in "
                 f"model.max_length ({self.model.max_length})"
+            )
+        if self.rewards.fns and self.rewards.timeout >= self.deadlines.reward:
+            raise ValueError(
+                f"rewards.timeout ({self.rewards.timeout:g} s for one completion) must be below "
+                f"deadlines.reward ({self.deadlines.reward:g} s for all of a step)"
             )
         if self.sampler.min_tokens > self.sampler.max_tokens:
             raise ValueError("sampler.min_tokens is above sampler.max_tokens")

@@ -28,7 +28,7 @@ from rlft.cluster.session import name_accelerator, private_resources, ray_sessio
 from rlft.cluster.waits import Waits
 from rlft.collect import Collector
 from rlft.config import Config, load_config
-from rlft.errors import ConfigError, NonFinite, RewardFailed
+from rlft.errors import ConfigError, NonFinite
 from rlft.filters import drop_errors, members_of
 from rlft.learning.fit import FitJob, FitReport
 from rlft.losses.aggregate import Aggregation
@@ -46,6 +46,7 @@ from rlft.record.folder import open_folder
 from rlft.record.metrics import JsonLines
 from rlft.record.summary import collected, reward_summary, sample_rows, success
 from rlft.schedule import value_at
+from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, Task, Ticket, Trajectory, WeightUpdate
@@ -83,6 +84,7 @@ class Run:
         self._row: dict[str, Any] = {}
         self._skips = 0
         self._collector = Collector(cfg, fleet, self._text)
+        self._scoring = Scoring(cfg.rewards, self._collector, folder, self.key, console.say)
         first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
         size = json.loads((start / "config.json").read_text())["vocab_size"]
         self._publisher = Publisher(cfg, fleet, canary_ids(first, size, self.key))
@@ -108,11 +110,16 @@ class Run:
 
     async def score(self, groups: Sequence[Group]) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
-        it is never a 0. Raises RewardFailed when too many failed."""
-        groups = self._outcomes(groups)
-        self._row.update(collected(groups))
+        it is never a 0; `rewards.on_error: refill` samples others in its place. Raises RewardFailed
+        when too many failed."""
+        groups = self._outcomes(groups, self.step + 1, "train")
         self._save_samples(groups, self.step + 1, "train")
-        self._stop_if_rewards_fail(groups)
+        self._scoring.stop_if_too_many_failed(groups, self.step + 1)
+        if self.cfg.rewards.on_error == "refill":
+            with self._timed("refill"):
+                groups = self._scoring.refilled(groups, self.step + 1)
+        self._row["reward/restarts"] = self._scoring.restarts()
+        self._row.update(collected(groups))
         return drop_errors(groups)
 
     async def demos(self, tasks: Sequence[Task]) -> list[Group]:
@@ -199,7 +206,7 @@ class Run:
             completions = self._collector.sample(
                 tasks, 1, self.key.child("eval"), True, cfg.max_tokens
             )
-        groups = self._outcomes(completions)
+        groups = self._outcomes(completions, self.step, "eval")
         self._row = training_row
         members, _ = members_of(groups)
         result = {f"eval/{k}": v for k, v in reward_summary(members).items()}
@@ -248,7 +255,7 @@ class Run:
             self._fleet.learners, "load", newest, what="load", deadline_s=self.cfg.deadlines.save
         )
         self.step, self.version = state["step"], state["version"]
-        for lines in (self._metrics, self._evals, self._samples):
+        for lines in (self._metrics, self._evals, self._samples, self._scoring.account):
             lines.forget_after(self.step)
         self._console.say(f"resumed from {newest}")
 
@@ -304,27 +311,10 @@ class Run:
             first_epoch=minibatches,
         )
 
-    def _outcomes(self, groups: Sequence[Group]) -> list[Group]:
+    def _outcomes(self, groups: Sequence[Group], step: int, kind: str) -> list[Group]:
         self._console.phase("score", self.step + 1)
         with self._timed("reward"):
-            return self._collector.outcomes(groups)
-
-    def _stop_if_rewards_fail(self, groups: Sequence[Group]) -> None:
-        members, _ = members_of(groups)
-        failed = [m.outcome for m in members if m.outcome and m.outcome.kind == "error"]
-        if not failed:
-            return
-        message = (
-            f"step {self.step + 1}: {len(failed)} of {len(members)} rewards failed; the first:\n"
-            f"{failed[0].reason}"
-        )
-        limit = self.cfg.rewards.max_error_share
-        if len(failed) > limit * len(members):
-            raise RewardFailed(
-                f"{message}\nMore than rewards.max_error_share={limit:g} of the step: stopping. A failed "
-                f"reward is never counted as 0."
-            )
-        self._console.say(message)
+            return self._scoring.outcomes(groups, step, kind)
 
     def _save_samples(self, groups: Sequence[Group], step: int, kind: str) -> None:
         for row in sample_rows(groups, step, kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -125,7 +126,15 @@ def _start_actors(
                 plan, fleet._group, bundle=0, threads=1, gpus=0, shared=False, name="reward"
             )
             fleet.rewards.append(
-                start(RewardWorker, f"reward worker {index}", "completions", options, cfg.rewards)
+                start(
+                    RewardWorker,
+                    f"reward worker {index}",
+                    "completions",
+                    options,
+                    cfg.rewards,
+                    os.getcwd(),
+                    cfg.deadlines.start,
+                )
             )
     _connect(fleet, cfg, say)
 

@@ -10,7 +10,7 @@ import torch
 from rlft.config import Rewards
 from rlft.errors import Invalid
 from rlft.rewards.outcome import score_one
-from rlft.rewards.worker import part_names
+from rlft.rewards.functions import part_names
 from rlft.types import Task
 
 TASK = Task("t", "prompt", target="42")
