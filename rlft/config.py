@@ -275,6 +275,14 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {'; '.join(_faults(error))}") from None
 
 
+def parse_rewards(keys: Mapping[str, Any]) -> Rewards:
+    """Validates the section `rewards` alone."""
+    try:
+        return Rewards.model_validate(keys)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_faults(error, "rewards"))) from None
+
+
 def dump_config(cfg: Config) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)
@@ -375,10 +383,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: not a YAML value: {error}") from None
 
 
-def _faults(error: ValidationError) -> list[str]:
-    """A line a fault; an unknown key gets the nearest known one of its section."""
+def _faults(error: ValidationError, *above: str) -> list[str]:
+    """A line a fault; an unknown key gets the nearest known one of its section. above: the keys that
+    lead to what was validated."""
     lines = []
-    for fault in error.errors():
+    faults: list[dict[str, Any]] = [
+        {**fault, "loc": (*above, *fault["loc"])} for fault in error.errors()
+    ]
+    for fault in faults:
         if fault["type"] == "extra_forbidden":
             *parents, key = fault["loc"]
             section = _section_at(parents)
@@ -388,7 +400,7 @@ def _faults(error: ValidationError) -> list[str]:
                 f"unknown key {key!r} in {where}.{did_you_mean(str(key), known)}"
                 f" Its keys are: {', '.join(known)}."
             )
-    rest = (f for f in error.errors() if f["type"] != "extra_forbidden")
+    rest = (f for f in faults if f["type"] != "extra_forbidden")
     return lines + [registry.fault_line(fault) for fault in rest]
 
 

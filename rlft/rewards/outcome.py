@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +22,8 @@ from rlft.types import Outcome, Task
 RewardFn = Callable[..., Any]
 """`(completion: str, task: Task) -> float | dict[str, float]`, or with `trajectory: Attempt` in place of
 `completion`; may be async; may raise `rlft.Invalid`."""
+
+_HERE = os.path.dirname(__file__)
 
 _LONGEST_REASON = 4_000
 """Characters kept of a traceback; an exception's message may hold a whole completion."""
@@ -106,8 +110,11 @@ def _invalid(invalid: Invalid) -> _Said:
 
 
 def _error(name: str) -> _Said:
-    """The exception being handled, with its traceback: the last five frames, the middle cut out."""
-    text = traceback.format_exc(limit=-5)
+    """The exception being handled, with its traceback: the last five frames that are not ours."""
+    raised = traceback.TracebackException(*sys.exc_info())  # type: ignore[arg-type]
+    theirs = [frame for frame in raised.stack if os.path.dirname(frame.filename) != _HERE]
+    raised.stack = traceback.StackSummary.from_list(theirs[-5:])
+    text = "".join(raised.format() if theirs else raised.format_exception_only())
     if len(text) > _LONGEST_REASON:
         half = _LONGEST_REASON // 2
         text = f"{text[:half]}\n[...]\n{text[-half:]}"
