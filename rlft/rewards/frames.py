@@ -88,7 +88,7 @@ def told(outcome: Outcome) -> dict[str, Any]:
     return {**dataclasses.asdict(outcome), "parts": dict(outcome.parts)}
 
 
-def understood(plain: Mapping[str, Any]) -> Outcome:
+def understood(plain: Any) -> Outcome:
     """The outcome that `told` wrote. Raises BrokenStream for anything else."""
     try:
         return Outcome(**plain)

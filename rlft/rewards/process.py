@@ -20,14 +20,15 @@ from rlft.rewards import frames
 
 _KEPT = frozenset(
     {
-        *("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"),
+        *("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "TMPDIR"),
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
         *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOMP_SPINCOUNT"),
         *("KMP_BLOCKTIME", "CUDA_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM"),
         *("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"),
     }
 )
-"""What a reward process inherits, besides LC_*: a list of what is allowed, because nobody can list every
+"""What a reward process inherits, besides LC_* (its scratch folder is made below TMPDIR, and then takes
+its place): a list of what is allowed, because nobody can list every
 name of a credential."""
 
 _TAIL = 4_096

@@ -14,16 +14,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from rlft.config import Rewards
-from rlft.errors import RewardFailed
 from rlft.rewards import frames
 from rlft.rewards.process import RewardProcess
 from rlft.types import Outcome
 
 _GRACE_S = 2.0
 """Seconds beyond `rewards.timeout` before an event loop that gives no sign of life is blocked."""
-
-_IDLE_DEATHS = 3
-"""How often in a row a process may die with no call under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,37 +69,30 @@ class Scorer:
     def score(self, items: Sequence[bytes]) -> Scored:
         """The outcomes of pickled `(Attempt, Task)` pairs.
 
-        Raises PluginError if a replaced process cannot import the rewards, RewardFailed if processes
-        keep dying without having been asked anything.
+        Raises PluginError if a new process cannot import the rewards.
         """
         self.done, self.asked = 0, len(items)
         outcomes: dict[int, Outcome] = {}
         todo, suspects = deque(range(len(items))), deque[int]()
-        restarts = idle = 0
+        restarts = 0
         printed = ""
         while todo or suspects:
             batch = deque([suspects.popleft()]) if suspects else todo
             lost = self._exchange(batch, items, outcomes)
             if lost is None:
-                idle = 0
                 continue
             printed = self._process.printed if self._process else printed
             ending = self.close()
             restarts += 1
             todo.extendleft(reversed(lost.innocent))
-            idle = 0 if lost.guilty else idle + 1
-            if idle == _IDLE_DEATHS:
-                raise RewardFailed(
-                    f"the reward process {ending}, {idle} times in a row and before it was asked "
-                    f"anything. It printed:\n{printed or '(nothing)'}"
-                )
+            if batch is not todo:
+                suspects.extendleft(batch)  # it was not asked yet
             if len(lost.guilty) == 1:
                 reason = lost.reason or f"the reward process {ending}"
                 reason += f"\nIt printed last:\n{printed[-500:]}" if printed.strip() else ""
                 failed = Outcome("error", None, {}, reason, lost.seconds, lost.fault)
                 self._take(outcomes, lost.guilty[0], failed)
-            else:
-                suspects.extend(lost.guilty)
+            suspects.extend(lost.guilty if len(lost.guilty) > 1 else ())
         printed = (self._process.printed if self._process else "") or printed
         return Scored([outcomes[i] for i in range(len(items))], restarts, printed)
 
@@ -112,6 +101,9 @@ class Scorer:
     ) -> _Lost | None:
         """Asks for all of `waiting`; returns when it is empty and all are answered, or on a loss."""
         process = self.start()
+        process.pump(0)
+        if process.ended:  # between two scorings: no call did it
+            return _Lost([], [], "died", "", 0.0)
         window = self._rewards.concurrency if process.is_async else 1
         flight: dict[int, float] = {}
         while waiting or flight:
@@ -124,7 +116,10 @@ class Scorer:
                     stuck = int(message["stuck"])
                     return self._late([stuck], [i for i in flight if i != stuck], flight, "")
                 if message.get("index") in flight:
-                    outcome = frames.understood(message["outcome"])
+                    try:
+                        outcome = frames.understood(message.get("outcome"))
+                    except frames.BrokenStream as error:
+                        return _Lost([*flight], [], "died", f"the reward process sent {error}", 0.0)
                     flight.pop(message["index"])
                     self._take(outcomes, message["index"], outcome)
             now = time.monotonic()
