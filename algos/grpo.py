@@ -17,7 +17,7 @@ from pydantic import Field
 from rlft import registry
 from rlft.algo import Algo
 from rlft.config import Positive
-from rlft.filters import drop_flat, rewards_of
+from rlft.filters import drop_flat, drop_short, rewards_of
 from rlft.losses import ClippedSurrogate, KLToReference, TokenTruncate
 from rlft.schedule import Scheduled
 from rlft.types import Group, Term, Ticket, WeightUpdate
@@ -71,6 +71,7 @@ class GRPO(Algo):
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
         groups = await run.score(await run.rollout(ticket.tasks, n=self.group_size, key=ticket.key))
+        groups = drop_short(groups)
         return drop_flat(groups) if self.drop_flat else groups
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:

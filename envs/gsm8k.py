@@ -12,8 +12,6 @@ demonstrations unless `annotations` is set: they were made for a model that call
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 import re
 import zlib
@@ -23,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from envs.jsonl import json_lines
 from rlft.errors import ConfigError, DataError, did_you_mean
 from rlft.types import Prompt, Task
 
@@ -150,22 +149,10 @@ def file_rows(path: Path) -> Iterator[Any]:
     if not path.is_file():
         near = did_you_mean(path.name, (f.name for f in path.parent.glob("*")))
         raise DataError(f"{path} is not a file.{near} Expected a .jsonl or .jsonl.gz file")
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield json_value(line, f"{path}, line {number}")
+        yield from json_lines(path)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def json_value(line: str, where: str) -> Any:
-    """The JSON value of a line. Raises DataError; also for nesting that exhausts the parser."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}): expected one object a line") from error
 
 
 def columns(row: Any, where: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The command line: `rlft run | check | list | schema | fetch`.
+"""The command line: `rlft run | check | list | schema | fetch | reward test`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 130 Ctrl-C, 143 SIGTERM.
@@ -15,9 +15,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rlft import trial
 from rlft.errors import RlftError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(trial.app, name="reward")
 _err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]

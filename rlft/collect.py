@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import ray
+from ray import cloudpickle
 
 from rlft.cluster.fleet import Ask, Fleet
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.policy.text import Text
+from rlft.rewards.scorer import Scored
 from rlft.sampling.sampler import Head
 from rlft.seeding import Key
-from rlft.types import Group, Outcome, Row, RowRef, Sampling, Task, Trajectory
+from rlft.types import Attempt, Group, Outcome, Row, RowRef, Sampling, Task, Trajectory
 
 
 class Collector:
@@ -97,24 +99,28 @@ class Collector:
                 groups.append(Group(task, members))
         return groups
 
-    def outcomes(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups with an outcome on every member."""
+    def outcomes(self, groups: Sequence[Group]) -> tuple[list[Group], list[Scored]]:
+        """The same groups with an outcome on every member, and what each reward worker said."""
         if not self._fleet.rewards:
             raise ConfigError("this needs rewards, but rewards.fns is empty; name at least one")
-        items = [(m.text, g.task) for g in groups for m in g.members]
+        # By value, so that a task's own class needs no import in the reward process.
+        items = [
+            cloudpickle.dumps((_attempt(m, g.task), g.task)) for g in groups for m in g.members
+        ]
         shares = _shares(len(items), len(self._fleet.rewards))
         questions = [
             (worker, _scoring([items[i] for i in share]))
             for worker, share in zip(self._fleet.rewards, shares, strict=True)
         ]
         answers = self._fleet.ask(questions, "reward", self._cfg.deadlines.reward)
-        outcome: Iterator[Outcome] = itertools.chain.from_iterable(answers)
-        return [
+        outcome: Iterator[Outcome] = itertools.chain.from_iterable(a.outcomes for a in answers)
+        scored = [
             dataclasses.replace(
                 g, members=tuple(dataclasses.replace(m, outcome=next(outcome)) for m in g.members)
             )
             for g in groups
         ]
+        return scored, answers
 
     def _sampling(self, greedy: bool, max_tokens: int | None) -> Sampling:
         cfg = self._cfg.sampler
@@ -134,7 +140,7 @@ def _generating(prompts: list[tuple[list[int], list[int]]], sampling: Sampling) 
     return lambda handle: handle.generate.options(num_returns=2).remote(prompts, sampling)
 
 
-def _scoring(items: list[tuple[str, Task]]) -> Ask:
+def _scoring(items: list[bytes]) -> Ask:
     return lambda handle: handle.score.remote(items)
 
 
@@ -152,6 +158,22 @@ def _sampled(
         version=(version, version),
         truncated=truncated,
         row=row,
+    )
+
+
+def _attempt(member: Trajectory, task: Task) -> Attempt:
+    """What a reward may see of a trajectory."""
+    said = {"role": "assistant", "content": member.text}
+    asked = task.prompt
+    before = ({"role": "user", "content": asked},) if isinstance(asked, str) else asked
+    return Attempt(
+        id=member.id,
+        origin=member.origin,
+        text=member.text,
+        messages=(*before, said),
+        num_tokens=member.num_tokens,
+        truncated=member.truncated,
+        version=member.version,
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from rlft.collect import Collector
 from rlft.config import Config
-from rlft.errors import RewardFailed
-from rlft.filters import drop_errors, members_of
+from rlft.filters import drop_errors
 from rlft.record.metrics import JsonLines, StepRow
 from rlft.record.summary import collected, sample_rows
+from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.types import Group, Task
 
@@ -32,8 +32,8 @@ class Collecting:
     key: Key
     state: Any
     _collector: Collector
+    _scoring: Scoring
     _samples: JsonLines
-    _say: Callable[[str], None]
     _phase: Callable[[str, int], None]
     row: StepRow = field(default_factory=StepRow)
 
@@ -56,33 +56,22 @@ class Collecting:
 
     async def score(self, groups: Sequence[Group]) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
-        it is never a 0. Raises RewardFailed when too many failed."""
-        self._phase("score", self.step + 1)
+        it is never a 0; `rewards.on_error: refill` samples others in its place. Raises RewardFailed
+        when too many failed."""
+        step = self.step + 1
+        self._phase("score", step)
         with self.row.timed("reward"):
-            groups = self._collector.outcomes(groups)
-        self.row.update(collected(groups))
-        for row in sample_rows(groups, self.step + 1, "train"):
+            groups = self._scoring.outcomes(groups, step, "train")
+        for row in sample_rows(groups, step, "train"):
             self._samples.append(row)
-        self._stop_if_rewards_fail(groups)
+        self._scoring.stop_if_too_many_failed(groups, step)
+        if self.cfg.rewards.on_error == "refill":
+            with self.row.timed("refill"):
+                groups = self._scoring.refilled(groups, step)
+        self.row["reward/restarts"] = self._scoring.restarts()
+        self.row.update(collected(groups))
         return drop_errors(groups)
 
     async def demos(self, tasks: Sequence[Task]) -> list[Group]:
         """Each task with its reference responses as members of origin `demo`, unscored."""
         return self._collector.demos(tasks, self.version)
-
-    def _stop_if_rewards_fail(self, groups: Sequence[Group]) -> None:
-        members, _ = members_of(groups)
-        failed = [m.outcome for m in members if m.outcome and m.outcome.kind == "error"]
-        if not failed:
-            return
-        message = (
-            f"step {self.step + 1}: {len(failed)} of {len(members)} rewards failed; the first:\n"
-            f"{failed[0].reason}"
-        )
-        limit = self.cfg.rewards.max_error_share
-        if len(failed) > limit * len(members):
-            raise RewardFailed(
-                f"{message}\nMore than rewards.max_error_share={limit:g} of the step: stopping. A failed "
-                f"reward is never counted as 0."
-            )
-        self._say(message)

@@ -99,7 +99,8 @@ class Reward(Section):
     """One reward function and how much it counts."""
 
     fn: str = Field(
-        description="module:attr or file.py:attr of `(completion, task) -> float | dict`"
+        description="module:attr or file.py:attr of `(completion, task) -> float | dict`, or of the "
+        "same with `trajectory` in place of `completion`; may be async"
     )
     weight: float = 1.0
     args: dict[str, Any] = Field(default={}, description="further keyword arguments")
@@ -110,9 +111,31 @@ class Rewards(Section):
 
     fns: list[Reward] = []
     workers: Positive = 1
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        default=10.0,
+        description="seconds that scoring one completion may take, all functions together",
+    )
+    concurrency: Positive = Field(
+        default=32, description="completions that async functions work on at a time, per worker"
+    )
     invalid_score: float = Field(default=0.0, description="the reward of an `Invalid` completion")
+    on_error: Literal["shrink", "refill"] = Field(
+        default="shrink",
+        description="a completion whose reward failed: its group goes without, or samples another",
+    )
+    refill_tries: Positive = Field(default=2, description="rounds of sampling others")
     max_error_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="stop the run when more of a step's reward calls raise than this"
+        default=0.5, description="stop the run when more of a step's reward calls fail than this"
+    )
+    memory_gb: Annotated[float, Field(gt=0)] | None = Field(
+        default=4.0, description="memory of a worker with all that it starts; null: no limit"
+    )
+    max_processes: Positive = Field(
+        default=64, description="processes of a worker with all that it starts"
+    )
+    env: list[str] = Field(
+        default=[],
+        description="environment variables that rewards may see; credentials are not passed",
     )
 
 
@@ -233,6 +256,11 @@ class Config(Section):
                 f"sampler.max_tokens ({self.sampler.max_tokens}) leaves no room for a prompt in "
                 f"model.max_length ({self.model.max_length})"
             )
+        if self.rewards.fns and self.rewards.timeout >= self.deadlines.reward:
+            raise ValueError(
+                f"rewards.timeout ({self.rewards.timeout:g} s for one completion) must be below "
+                f"deadlines.reward ({self.deadlines.reward:g} s for all of a step)"
+            )
         if self.sampler.min_tokens > self.sampler.max_tokens:
             raise ValueError("sampler.min_tokens is above sampler.max_tokens")
         return self
@@ -258,6 +286,14 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {'; '.join(_faults(error))}") from None
+
+
+def parse_rewards(keys: Mapping[str, Any]) -> Rewards:
+    """Validates the section `rewards` alone."""
+    try:
+        return Rewards.model_validate(keys)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_faults(error, "rewards"))) from None
 
 
 def dump_config(cfg: Config) -> str:
@@ -360,10 +396,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: not a YAML value: {error}") from None
 
 
-def _faults(error: ValidationError) -> list[str]:
-    """A line a fault; an unknown key gets the nearest known one of its section."""
+def _faults(error: ValidationError, *above: str) -> list[str]:
+    """A line a fault; an unknown key gets the nearest known one of its section. above: the keys that
+    lead to what was validated."""
     lines = []
-    for fault in error.errors():
+    faults: list[dict[str, Any]] = [
+        {**fault, "loc": (*above, *fault["loc"])} for fault in error.errors()
+    ]
+    for fault in faults:
         if fault["type"] == "extra_forbidden":
             *parents, key = fault["loc"]
             section = _section_at(parents)
@@ -373,7 +413,7 @@ def _faults(error: ValidationError) -> list[str]:
                 f"unknown key {key!r} in {where}.{did_you_mean(str(key), known)}"
                 f" Its keys are: {', '.join(known)}."
             )
-    rest = (f for f in error.errors() if f["type"] != "extra_forbidden")
+    rest = (f for f in faults if f["type"] != "extra_forbidden")
     return lines + [registry.fault_line(fault) for fault in rest]
 
 

@@ -21,6 +21,14 @@ def drop_errors(groups: Iterable[Group]) -> list[Group]:
     return kept
 
 
+def drop_short(groups: Iterable[Group]) -> list[Group]:
+    """Groups of two members or more: one whose others failed has nothing to be compared with.
+
+    Not for methods whose groups are of one member by design.
+    """
+    return [g for g in groups if len(g.members) > 1]
+
+
 def drop_flat(groups: Iterable[Group]) -> list[Group]:
     """Groups whose rewards differ: in the others every group-relative advantage is zero.
 

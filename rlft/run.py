@@ -28,6 +28,7 @@ from rlft.record.console import Console
 from rlft.record.metrics import JsonLines, StepRow
 from rlft.record.summary import reward_summary, sample_rows, success
 from rlft.schedule import value_at
+from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, Task, Ticket, Trajectory, WeightUpdate
@@ -65,6 +66,7 @@ class Run:
         self._row = StepRow()
         self._skips = 0
         self._collector = Collector(cfg, fleet, self._text)
+        self._scoring = Scoring(cfg.rewards, self._collector, folder, self.key, console.say)
         first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
         size = json.loads((start / "config.json").read_text())["vocab_size"]
         self._publisher = Publisher(cfg, fleet, canary_ids(first, size, self.key))
@@ -148,7 +150,7 @@ class Run:
         self._console.phase("evaluate", self.step)
         began = time.monotonic()
         completions = self._collector.sample(tasks, 1, self.key.child("eval"), True, cfg.max_tokens)
-        groups = self._collector.outcomes(completions)
+        groups = self._scoring.outcomes(completions, self.step, "eval")
         members, _ = members_of(groups)
         result = {f"eval/{k}": v for k, v in reward_summary(members).items()}
         result["eval/tasks"] = float(len(tasks))
@@ -197,7 +199,7 @@ class Run:
         )
         self.state = position.algo_state
         self.step, self.version = state["step"], state["version"]
-        for lines in (self._metrics, self._evals, self._samples):
+        for lines in (self._metrics, self._evals, self._samples, self._scoring.account):
             lines.forget_after(self.step)
         self._console.say(f"resumed from {folder}")
 
@@ -210,8 +212,8 @@ class Run:
             self.key,
             self.state,
             self._collector,
+            self._scoring,
             self._samples,
-            self._console.say,
             self._console.phase,
         )
 

@@ -110,7 +110,8 @@ class Outcome:
     """What scoring said: a value, an invalid answer with its reason, or an error with its text.
 
     Only `value` and `invalid` (which carries the configured score) have a `reward`; an error never
-    becomes a number.
+    becomes a number. fault: what kind of error: the function `raised` (a wrong answer counts as that),
+    ran into its `timeout`, or its process `died`; seconds: what scoring it took.
     """
 
     kind: Literal["value", "invalid", "error"]
@@ -118,6 +119,25 @@ class Outcome:
     parts: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    fault: Literal["", "raised", "timeout", "died"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A trajectory as a reward sees it: its text and facts, no per-token arrays.
+
+    text: what the policy wrote; messages: the whole conversation, the prompt's messages first (a raw
+    prompt is one of role `user`) and what the policy wrote as `assistant`; num_tokens: sampled;
+    truncated: it was cut off; version: (oldest, newest) weights it was sampled under.
+    """
+
+    id: str
+    origin: Origin
+    text: str
+    messages: tuple[Mapping[str, str], ...] = ()
+    num_tokens: int = 0
+    truncated: bool = False
+    version: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -242,7 +243,7 @@ def _posts(
             f"reward worker {index}",
             "completions",
             RewardWorker,
-            (cfg.rewards,),
+            (cfg.rewards, os.getcwd(), cfg.deadlines.start),
             options(plan.reward_bundle, 1, 0, False),
         )
         for index in range(cfg.rewards.workers if cfg.rewards.fns else 0)

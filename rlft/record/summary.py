@@ -15,7 +15,7 @@ _SAMPLES_A_STEP = 16
 
 def success(result: Mapping[str, float]) -> dict[str, float]:
     """What a person asks of an evaluation: the mean reward and its named parts."""
-    bookkeeping = {"reward/std", "reward/invalid", "reward/errors"}
+    bookkeeping = {"reward/std", "reward/invalid", "reward/errors", "reward/timeouts"}
     named = {k.removeprefix("eval/"): v for k, v in result.items() if k.startswith("eval/reward/")}
     return {name: value for name, value in named.items() if name not in bookkeeping}
 
@@ -28,20 +28,31 @@ def collected(groups: Sequence[Group]) -> dict[str, float]:
         **reward_summary(members),
         "groups": len(groups),
         "groups/flat": sum(len(set(g.rewards)) <= 1 for g in groups) / max(1, len(groups)),
+        "groups/short": sum(len(g.members) > 1 >= len(g.rewards) for g in groups),
         "tokens/prompt": sum(m.prompt_len for m in members),
         "tokens/completion": tokens,
         "completion/mean_tokens": tokens / max(1, len(members)),
         "completion/truncated": sum(m.truncated for m in members) / max(1, len(members)),
+        "time/reward_p50_s": latency(members, 50),
+        "time/reward_p99_s": latency(members, 99),
     }
+
+
+def latency(members: Sequence[Trajectory], percentile: float) -> float:
+    """Seconds within which that percentage of the scored members were scored; 0 if there are none."""
+    spent = [m.outcome.seconds for m in members if m.outcome is not None]
+    return float(np.percentile(spent, percentile)) if spent else 0.0
 
 
 def reward_summary(members: Sequence[Trajectory]) -> dict[str, float]:
     """Mean, spread and named parts over members that have a reward, and the shares that do not."""
     rewards = np.array([m.reward for m in members if m.reward is not None], np.float64)
     kinds = [m.outcome.kind for m in members if m.outcome is not None]
+    late = sum(m.outcome is not None and m.outcome.fault == "timeout" for m in members)
     out: dict[str, float] = {
         "reward/invalid": kinds.count("invalid") / max(1, len(kinds)),
         "reward/errors": kinds.count("error") / max(1, len(kinds)),
+        "reward/timeouts": late / max(1, len(kinds)),
     }
     if len(rewards):
         out |= {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std())}

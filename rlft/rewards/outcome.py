@@ -6,55 +6,132 @@ never a reward of 0.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rlft.errors import Invalid
 from rlft.types import Outcome, Task
 
 RewardFn = Callable[..., Any]
-"""`(completion: str, task: Task) -> float | dict[str, float]`; may raise `rlft.Invalid`."""
+"""`(completion: str, task: Task) -> float | dict[str, float]`, or with `trajectory: Attempt` in place of
+`completion`; may be async; may raise `rlft.Invalid`."""
+
+_HERE = os.path.dirname(__file__)
+
+_LONGEST_REASON = 4_000
+"""Characters kept of a traceback; an exception's message may hold a whole completion."""
+
+_LONGEST_INVALID = 200
+"""Characters kept of the reason of an `Invalid`, by which it is counted."""
+
+
+class _Said(NamedTuple):
+    """What one function said: a value with named parts, or why there is none."""
+
+    kind: Literal["value", "invalid", "error"]
+    value: float = 0.0
+    parts: Mapping[str, float] = {}
+    reason: str = ""
 
 
 def score_one(
-    fns: Sequence[tuple[str, RewardFn, float]], completion: str, task: Task, invalid_score: float
+    fns: Sequence[tuple[str, RewardFn, float]], completion: Any, task: Task, invalid_score: float
 ) -> Outcome:
-    """The outcome of one completion under several `(name, function, weight)`; rewards add up."""
+    """The outcome of one completion under several `(name, function, weight)`; rewards add up.
+
+    The first that fails decides, and those after it are not called.
+    """
     began = time.perf_counter()
-    total = 0.0
-    parts: dict[str, float] = {}
-    for name, fn, weight in fns:
+    said = []
+    for name, fn, _ in fns:
+        try:
+            said.append(_value(fn(completion, task), name))
+        except Invalid as invalid:
+            said.append(_invalid(invalid))
+        except Exception:  # the boundary where a plug-in's failure becomes data
+            said.append(_error(name))
+        if said[-1].kind != "value":
+            break
+    return _combined(fns, said, invalid_score, time.perf_counter() - began)
+
+
+async def score_async(
+    fns: Sequence[tuple[str, RewardFn, float]], completion: Any, task: Task, invalid_score: float
+) -> Outcome:
+    """`score_one` with functions that may be async: all of them run at the same time."""
+    began = time.perf_counter()
+
+    async def ask(name: str, fn: RewardFn) -> _Said:
         try:
             answer = fn(completion, task)
-            value, named = _checked(answer, name)
+            return _value(await answer if inspect.isawaitable(answer) else answer, name)
         except Invalid as invalid:
-            reason = str(invalid) or "invalid"
-            spent = time.perf_counter() - began
-            return Outcome("invalid", invalid_score, parts, reason, spent)
-        except Exception:  # the boundary where a plug-in's failure becomes data
-            spent = time.perf_counter() - began
-            return Outcome("error", None, parts, f"{name}: {traceback.format_exc(limit=-5)}", spent)
-        total += weight * value
-        parts.update(named if len(fns) == 1 else {f"{name}/{k}": v for k, v in named.items()})
-    spent = time.perf_counter() - began
+            return _invalid(invalid)
+        except Exception:  # the same boundary
+            return _error(name)
+
+    said = await asyncio.gather(*(ask(name, fn) for name, fn, _ in fns))
+    return _combined(fns, said, invalid_score, time.perf_counter() - began)
+
+
+def _combined(
+    fns: Sequence[tuple[str, RewardFn, float]],
+    said: Sequence[_Said],
+    invalid_score: float,
+    seconds: float,
+) -> Outcome:
+    """The weighted sum of values, or the first failure in the order of the functions."""
+    total = 0.0
+    parts: dict[str, float] = {}
+    for (name, _, weight), one in zip(fns, said, strict=False):  # a failure ends what was said
+        if one.kind == "invalid":
+            return Outcome("invalid", invalid_score, parts, one.reason, seconds)
+        if one.kind == "error":
+            return Outcome("error", None, parts, one.reason, seconds, "raised")
+        total += weight * one.value
+        parts.update(
+            one.parts if len(fns) == 1 else {f"{name}/{k}": v for k, v in one.parts.items()}
+        )
     if not math.isfinite(total):
-        return Outcome("error", None, parts, f"the weighted sum of rewards is {total}", spent)
-    return Outcome("value", total, parts, seconds=spent)
+        reason = f"the weighted sum of rewards is {total}"
+        return Outcome("error", None, parts, reason, seconds, "raised")
+    return Outcome("value", total, parts, seconds=seconds)
 
 
-def _checked(answer: Any, name: str) -> tuple[float, dict[str, float]]:
-    """(reward, named parts) of an answer; raises TypeError or ValueError saying what was wrong."""
+def _invalid(invalid: Invalid) -> _Said:
+    return _Said("invalid", reason=(str(invalid) or "invalid")[:_LONGEST_INVALID])
+
+
+def _error(name: str) -> _Said:
+    """The exception being handled, with its traceback: the last five frames that are not ours."""
+    raised = traceback.TracebackException(*sys.exc_info())  # type: ignore[arg-type]
+    theirs = [frame for frame in raised.stack if os.path.dirname(frame.filename) != _HERE]
+    raised.stack = traceback.StackSummary.from_list(theirs[-5:])
+    text = "".join(raised.format() if theirs else raised.format_exception_only())
+    if len(text) > _LONGEST_REASON:
+        half = _LONGEST_REASON // 2
+        text = f"{text[:half]}\n[...]\n{text[-half:]}"
+    return _Said("error", reason=f"{name}: {text}")
+
+
+def _value(answer: Any, name: str) -> _Said:
+    """The value and named parts of an answer; raises TypeError or ValueError saying what was wrong."""
     if isinstance(answer, Mapping):
         parts = {str(k): _number(v, f"{name}[{k!r}]") for k, v in answer.items()}
         if not parts:
             raise ValueError(f"{name} returned an empty dict; expected parts, or a 'reward'")
         if "reward" in parts:
-            return parts["reward"], {k: v for k, v in parts.items() if k != "reward"}
-        return sum(parts.values()), parts
-    return _number(answer, name), {}
+            rest = {k: v for k, v in parts.items() if k != "reward"}
+            return _Said("value", parts["reward"], rest)
+        return _Said("value", sum(parts.values()), parts)
+    return _Said("value", _number(answer, name))
 
 
 def _number(value: Any, what: str) -> float:

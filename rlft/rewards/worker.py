@@ -1,47 +1,40 @@
-"""The reward worker actor: plug-in rewards, away from the driver and the engines."""
+"""The reward worker actor: keeps a reward process, and answers for it.
+
+The functions run in that process and not here, because a function that hangs, forks or runs out of
+memory must be killed without losing the actor, and because this process has the run's credentials.
+"""
 
 from __future__ import annotations
 
+import os
+
 import ray
 
-from rlft import registry
 from rlft.cluster import stacks
 from rlft.config import Rewards
-from rlft.rewards.outcome import score_one
-from rlft.types import Outcome, Task
-
-
-def part_names(rewards: Rewards) -> list[str]:
-    """What the parts of each function are called in the log: its name, numbered if not unique."""
-    names = [spec.fn.rsplit(":", 1)[-1] for spec in rewards.fns]
-    return [n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names)]
+from rlft.rewards.scorer import Scored, Scorer
 
 
 class RewardWorker:
-    """Scores completions with the configured functions, resolved here, where they are needed."""
+    """Scores completions with the configured functions.
 
-    def __init__(self, name: str, rewards: Rewards) -> None:
+    folder: where the run was started; start_s: seconds that importing the functions may take.
+    """
+
+    def __init__(self, name: str, rewards: Rewards, folder: str, start_s: float) -> None:
         self._where = stacks.register(name)
-        self._invalid_score = rewards.invalid_score
-        self._fns = [
-            (part, registry.build("reward", {"name": spec.fn, **spec.args}), spec.weight)
-            for part, spec in zip(part_names(rewards), rewards.fns, strict=True)
-        ]
-        self._done, self._asked = 0, 0
+        self._scorer = Scorer(rewards, (folder, os.getcwd()), start_s)
 
     def whereabouts(self) -> stacks.Whereabouts:
+        """Also starts the process, so that an answer means that the rewards can be used."""
+        self._scorer.start()
         return self._where
 
-    def score(self, items: list[tuple[str, Task]]) -> list[Outcome]:
-        """Outcomes of (completion, task) pairs, in order."""
-        self._done, self._asked = 0, len(items)
-        outcomes = []
-        for completion, task in items:
-            outcomes.append(score_one(self._fns, completion, task, self._invalid_score))
-            self._done += 1
-        return outcomes
+    def score(self, items: list[bytes]) -> Scored:
+        """Outcomes of pickled (Attempt, Task) pairs, in order; this process need not unpickle them."""
+        return self._scorer.score(items)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, int]:
         """(scored, asked for); answered on a thread of its own."""
-        return self._done, self._asked
+        return self._scorer.done, self._scorer.asked

@@ -15,7 +15,13 @@ NEEDED = {
     "gsm8k": {
         "path": str(DATA / "gsm8k/train.jsonl"),
         "held_out_path": str(DATA / "gsm8k/test.jsonl"),
-    }
+    },
+    "jsonl": {
+        "path": str(DATA / "gsm8k/train.jsonl"),
+        "prompt": "question",
+        "target": "answer",
+        "held_out_size": 8,
+    },
 }
 """Keys without which an environment cannot be made here."""
 

@@ -19,6 +19,7 @@ BROAD = {
     "policy/start.py": "whatever the hub raises, the model is not to be had",
     "record/checkpoint.py": "whatever stops a write, what is half-written must go",
     "registry.py": "a plug-in may raise anything while it is imported; its traceback is shown",
+    "rewards/child.py": "a reward's class may raise anything when it is made; its traceback is shown",
     "rewards/outcome.py": "the boundary where a reward's failure becomes data",
 }
 """Where `except Exception` is allowed, and why."""

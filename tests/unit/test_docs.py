@@ -102,6 +102,7 @@ def test_the_readme_shows_the_quickstart_as_it_is():
         ("README.md", "algos/grpo.py"),
         ("README.md", "docs/examples/my_rewards.py"),
         ("README.md", "docs/examples/my_grpo.py"),
+        ("docs/write-a-reward.md", "docs/examples/http_reward.py"),
         ("docs/write-an-algorithm.md", "docs/examples/my_rft.py"),
         ("docs/write-an-environment.md", "docs/examples/my_env.py"),
     ],

@@ -9,8 +9,8 @@ import torch
 
 from rlft.config import Rewards
 from rlft.errors import Invalid
+from rlft.rewards.functions import part_names
 from rlft.rewards.outcome import score_one
-from rlft.rewards.worker import part_names
 from rlft.types import Task
 
 TASK = Task("t", "prompt", target="42")
