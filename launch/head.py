@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ def reach(address: str) -> Head:
             f"{address} answers, but not as a Ray dashboard does ({version!r:.80}). Expected the "
             f"address of the dashboard, by default port 8265 of the head node."
         )
-    nodes = _asked(f"{address}/nodes?view=summary", token)
-    return Head(address, version["ray_version"], _is_here(nodes))
+    return Head(address, version["ray_version"], _is_here(address, token))
 
 
 def same_ray(head: Head, ours: str) -> None:
@@ -121,13 +121,15 @@ def _source() -> tuple[str, str | None]:
         return str(path), None
 
 
-def _is_here(nodes: Any) -> bool:
+def _is_here(address: str, token: str | None) -> bool:
     """Whether the head's own socket is in this file system: an address alone does not tell, since a
     forwarded port is a loopback address too."""
-    if not isinstance(nodes, dict):
-        return False
-    for node in nodes.get("data", {}).get("summary", []):
-        raylet = node.get("raylet", {})
-        if raylet.get("isHeadNode") and raylet.get("sessionDir"):
-            return Path(raylet["sessionDir"], "sockets", "raylet").is_socket()
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        nodes = _asked(f"{address}/nodes?view=summary", token)
+        for node in nodes.get("data", {}).get("summary", []) if isinstance(nodes, dict) else []:
+            raylet = node.get("raylet", {})
+            if raylet.get("isHeadNode") and raylet.get("sessionDir"):
+                return Path(raylet["sessionDir"], "sockets", "raylet").is_socket()
+        time.sleep(0.5)  # a head that has just started lists its nodes a little later
     return False

@@ -5,12 +5,15 @@
 Checks the configuration first, packs what git knows of the folder one is in (`rlft check` lists it),
 and starts `rlft run` on the head node. Exit codes are those of `rlft run`; 2 also for a cluster that
 cannot be used. Ctrl-C stops following, not the job.
+
+Nothing that imports Ray is imported before `reach`, which may have to set Ray's environment.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -21,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from head import Head, reach, same_ray
-from shipped_paths import absolute_where_left_behind, must_travel
 
 from rlft.config import Config, load_config
 from rlft.errors import ConfigError, RlftError, UserError
@@ -95,6 +97,8 @@ def _preflight(cfg: Config, head: Head) -> None:
 
 def _overrides(cfg: Config, asked: argparse.Namespace, head: Head) -> list[str]:
     """What the copy of the tree that Ray unpacks must be told, for it is removed after the job."""
+    from shipped_paths import absolute_where_left_behind, must_travel
+
     moved = absolute_where_left_behind(cfg, Path.cwd(), head.is_here)
     must_travel(Path(asked.config), Path.cwd())
     root = Path(asked.run_root or cfg.run_root)
@@ -116,6 +120,8 @@ def _submit(cfg: Config, head: Head, words: Sequence[str]) -> tuple[Any, str]:
 
     from rlft.check.shipping import amount, pack, shipment
 
+    for noisy in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     client = JobSubmissionClient(head.address)
     with tempfile.TemporaryDirectory(prefix="rlft-submit-") as folder:
         shipped = shipment(Path.cwd())
