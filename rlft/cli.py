@@ -95,16 +95,19 @@ def _command(
 
 
 @app.command()
-def check(config: ConfigArg, overrides: Overrides = None) -> None:
-    """Validate a configuration and its plug-ins, without starting anything."""
-    from rlft.check import check_installation, check_plugins, check_tasks, describe
+def check(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    assume: Annotated[
+        str | None,
+        typer.Option(help="hardware in place of this machine's: 8xH100, 2x8xH100, 4x24GiB"),
+    ] = None,
+) -> None:
+    """Validate a configuration and its plug-ins, and say what it would need; start nothing."""
+    from rlft.check import report
     from rlft.config import load_config
 
-    cfg = load_config(config, overrides or ())
-    algo, env = check_plugins(cfg)
-    check_installation(cfg)
-    check_tasks(cfg, env)
-    for line in describe(cfg, algo, env):
+    for line in report(load_config(config, overrides or ()), assume=assume):
         print(line)
     print("ok")
 

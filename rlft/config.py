@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rlft import registry
 from rlft.errors import ConfigError, did_you_mean
+from rlft.not_built import not_built
 from rlft.schedule import Schedule, Scheduled
 
 Plugin = str | dict[str, Any]
@@ -409,6 +410,9 @@ def _faults(error: ValidationError, *above: str) -> list[str]:
             section = _section_at(parents)
             known = [f.alias or n for n, f in section.model_fields.items()] if section else []
             where = ".".join(str(p) for p in parents) or "the top level"
+            if reason := not_built(str(key)):
+                lines.append(f"{key} in {where}: {reason}")
+                continue
             lines.append(
                 f"unknown key {key!r} in {where}.{did_you_mean(str(key), known)}"
                 f" Its keys are: {', '.join(known)}."

@@ -1,0 +1,199 @@
+"""Whether a run fits into its devices' memory, and what to change if not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rlft.check.hardware import Hardware
+from rlft.check.memory import (
+    GIB,
+    GPU_OVERHEAD,
+    SLEEPING,
+    Parts,
+    host_need,
+    learner_need,
+    sampler_weights,
+    sequences,
+    vllm_share,
+)
+from rlft.check.model_shape import ModelShape
+from rlft.cluster.placement import make_plan
+from rlft.config import Config, Lora
+from rlft.errors import ResourceError
+
+Say = Callable[[str], None]
+
+
+def memory_lines(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool) -> list[str]:
+    """The estimate in words. Raises ResourceError, saying what to change, when it does not fit."""
+    lines = [
+        f"model: {shape.params / 1e6:,.1f} M parameters, {cfg.model.dtype}"
+        + (f", {shape.trained / 1e6:,.1f} M of them trained" if cfg.model.lora else "")
+    ]
+    faults = _faults(cfg, shape, hardware, reference, lines.append)
+    if faults:
+        raise ResourceError(
+            "\n".join(
+                [
+                    f"it does not fit into memory ({hardware.what}): {'; '.join(faults)}. "
+                    f"{_advice(cfg, shape, hardware, reference)}",
+                    *lines[1:],
+                ]
+            )
+        )
+    return lines
+
+
+def _faults(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, say: Say) -> list:
+    if not (cfg.learner.gpus or cfg.sampler.gpus):
+        return list(_on_host(cfg, shape, hardware, reference, say))
+    found = []
+    if cfg.learner.gpus:
+        found += list(_learner_on_gpu(cfg, shape, hardware, reference, say))
+    if cfg.sampler.gpus and cfg.sampler.num:
+        found += list(_sampler_on_gpu(cfg, shape, hardware, reference, say))
+    return found
+
+
+def _on_host(
+    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, say: Say
+) -> Iterator[str]:
+    need = host_need(cfg, shape, reference=reference)
+    total = sum(need.values()) / GIB
+    have = "" if hardware.host_gib is None else f" of {hardware.host_gib:.1f} GiB"
+    say(f"memory, estimated: {total:.1f} GiB{have}: {_sum(need)}")
+    if hardware.host_gib is not None and total > hardware.host_gib:
+        yield f"{total:.1f} GiB are needed, the machine has {hardware.host_gib:.1f} GiB"
+
+
+def _learner_on_gpu(
+    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, say: Say
+) -> Iterator[str]:
+    need = learner_need(cfg, shape, reference=reference)
+    parts = {**need.resident, **need.passing, "overhead": GPU_OVERHEAD}
+    if _shared(cfg):
+        parts["sleeping engine"] = SLEEPING
+    total = sum(parts.values()) / GIB
+    say(f"memory of a learner, estimated: {total:.1f} of {hardware.gpu_gib:.1f} GiB: {_sum(parts)}")
+    if total > hardware.gpu_gib:
+        yield f"a learner needs {total:.1f} GiB of a GPU with {hardware.gpu_gib:.1f} GiB"
+
+
+def _sampler_on_gpu(
+    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, say: Say
+) -> Iterator[str]:
+    claim = vllm_share(cfg) * hardware.gpu_gib
+    weights = (sampler_weights(cfg, shape) + GPU_OVERHEAD) / GIB
+    room = sequences(cfg, shape, (claim - weights) * GIB)
+    say(
+        f"memory of a sampler: claims {vllm_share(cfg):.0%} of {hardware.gpu_gib:.1f} GiB: weights and "
+        f"overhead {weights:.1f}, cache for {room} sequences of {cfg.model.max_length} tokens "
+        f"(sampler.max_batch {cfg.sampler.max_batch})"
+    )
+    if room < 1:
+        yield f"a sampler's cache has no room for one sequence beside {weights:.1f} GiB of weights"
+    if _shared(cfg):
+        kept = learner_need(cfg, shape, reference=reference).idle / GIB + GPU_OVERHEAD / GIB
+        if kept + claim > hardware.gpu_gib:
+            yield (
+                f"the engine claims {claim:.1f} GiB of a GPU on which the learner keeps {kept:.1f} GiB "
+                f"while it samples (colocated), together more than {hardware.gpu_gib:.1f} GiB"
+            )
+
+
+def _shared(cfg: Config) -> bool:
+    both = cfg.sampler.gpus > 0 and cfg.learner.gpus > 0 and cfg.sampler.num > 0
+    return both and cfg.cluster.placement == "colocated"
+
+
+def _sum(parts: Parts) -> str:
+    """`weights 1.2 + optimizer 3.4`, in GiB, the largest first; what rounds to nothing is left out."""
+    shown = sorted(parts.items(), key=lambda item: -item[1])
+    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in shown if size >= 0.05 * GIB)
+
+
+# -- what to change -------------------------------------------------------------------------------
+
+
+def _advice(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool) -> str:
+    """Single changes after which it fits; if there are none, the fewest of them together."""
+    changes = list(_changes(cfg, shape, hardware, reference))
+    alone = [
+        name
+        for name, change in changes
+        if _fits(_apply(cfg, change), shape, hardware, reference, change)
+    ]
+    if alone:
+        return f"It fits with {' or '.join(alone)}"
+    names, together = [], cfg
+    for name, change in changes:
+        names.append(name)
+        together = _apply(together, change)
+        if _fits(together, shape, hardware, reference, change):
+            return f"It fits with {' and '.join(names)}"
+    return "Use a smaller model, more memory for each device, or more devices"
+
+
+Change = dict[str, dict[str, Any]]
+
+
+def _changes(
+    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool
+) -> Iterator[tuple[str, Change]]:
+    """Changes in the order in which they cost least, each with how it is written."""
+    if _shared(cfg):
+        kept = learner_need(cfg, shape, reference=reference).idle / GIB + GPU_OVERHEAD / GIB
+        share = math.floor(100 * (1 - kept / hardware.gpu_gib)) / 100
+        if share > 0:
+            args = {**cfg.sampler.engine_args, "gpu_memory_utilization": share}
+            yield (
+                f"sampler.engine_args.gpu_memory_utilization={share:g}",
+                {"sampler": {"engine_args": args}},
+            )
+    if cfg.learner.token_budget > cfg.model.max_length:
+        least = cfg.model.max_length
+        yield f"learner.token_budget={least}", {"learner": {"token_budget": least}}
+    if not cfg.model.gradient_checkpointing:
+        yield (
+            "model.gradient_checkpointing=true",
+            {"model": {"gradient_checkpointing": True}},
+        )
+    for stage in (1, 2, 3):
+        if cfg.learner.num > 1 and stage > cfg.learner.zero_stage:
+            yield f"learner.zero_stage={stage}", {"learner": {"zero_stage": stage}}
+    devices = hardware.nodes * hardware.gpus
+    if cfg.learner.gpus and devices > cfg.learner.num:
+        yield (
+            f"learner.num={devices} learner.zero_stage=3",
+            {"learner": {"num": devices, "zero_stage": 3}},
+        )
+    if cfg.model.lora is None:
+        yield "model.lora={rank: 16}", {"model": {"lora": Lora()}}
+    if _shared(cfg):
+        yield "cluster.placement=disaggregated", {"cluster": {"placement": "disaggregated"}}
+
+
+def _apply(cfg: Config, change: Change) -> Config:
+    sections = {
+        name: getattr(cfg, name).model_copy(update=update) for name, update in change.items()
+    }
+    return cfg.model_copy(update=sections)
+
+
+def _fits(
+    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, change: Change
+) -> bool:
+    if change.get("model", {}).get("lora"):
+        from rlft.check.model_shape import model_shape
+
+        found = model_shape(cfg)
+        if isinstance(found, str):
+            return False
+        shape = found
+    try:
+        make_plan(cfg, hardware.resources)
+    except ResourceError:
+        return False
+    return not _faults(cfg, shape, hardware, reference, lambda line: None)

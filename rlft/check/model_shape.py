@@ -1,0 +1,89 @@
+"""How large a model is, from its configuration alone: built on torch's `meta` device, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlft import registry
+from rlft.config import Config, Lora, load_config
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """params, trained: counts of all and of trained parameters; kv_width: key heads x head width."""
+
+    params: int
+    trained: int
+    layers: int
+    hidden: int
+    inner: int
+    kv_width: int
+    vocabulary: int
+
+
+def model_shape(cfg: Config) -> ModelShape | str:
+    """The shape of the model that `cfg` trains, or a sentence on why it is not known here."""
+    while cfg.warm_start is not None:
+        warm = load_config(cfg.warm_start)
+        cfg = warm.model_copy(
+            update={"model": warm.model.model_copy(update={"lora": cfg.model.lora})}
+        )
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = _built(cfg) if cfg.model.build is not None else _configured(cfg)
+    except (OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        return (
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}"
+        )
+    params = sum(p.numel() for p in model.parameters())
+    config = model.config
+    heads = getattr(config, "num_attention_heads", 1)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelShape(
+        params=params,
+        trained=params if cfg.model.lora is None else _adapter_size(model, cfg.model.lora),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        kv_width=width * (getattr(config, "num_key_value_heads", None) or heads),
+        vocabulary=config.vocab_size,
+    )
+
+
+def _built(cfg: Config) -> Any:
+    build = cfg.model.build
+    model, _ = registry.build("model", build if isinstance(build, dict) else {"name": build})(
+        cfg.seed
+    )
+    return model
+
+
+def _configured(cfg: Config) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert cfg.model.path is not None
+    path = Path(cfg.model.path).expanduser()
+    config = AutoConfig.from_pretrained(path if path.is_dir() else cfg.model.path)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def _adapter_size(model: Any, lora: Lora) -> int:
+    """Parameters of the adapters that peft would add; the output head is never adapted."""
+    import torch
+
+    named = lora.target_modules
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
+            last = name.rsplit(".", 1)[-1]
+            if (
+                named == "all-linear"
+                or last == named
+                or (isinstance(named, list) and last in named)
+            ):
+                total += lora.rank * (module.in_features + module.out_features)
+    return total

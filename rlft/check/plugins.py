@@ -1,0 +1,63 @@
+"""The plug-ins of a configuration, and what they need of each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rlft import registry
+from rlft.algo import Algo
+from rlft.config import Config
+from rlft.errors import ConfigError
+from rlft.not_built import refused
+
+
+def check_plugins(cfg: Config) -> tuple[Algo, Any]:
+    """Resolves every plug-in of `cfg` and checks what they need of each other; returns (algo, env).
+
+    Raises PluginError or ConfigError.
+    """
+    for reason in refused(cfg.learner.deepspeed, "learner.deepspeed"):
+        raise ConfigError(reason)
+    algo: Algo = registry.build("algo", cfg.algo)
+    env = registry.build("env", cfg.env)
+    for reward in cfg.rewards.fns:
+        registry.build("reward", {"name": reward.fn, **reward.args})
+    registry.resolve("engine", cfg.sampler.engine)
+    registry.resolve("transport", cfg.publish.transport)  # made where the GPUs are
+    if cfg.model.build is not None:
+        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
+        registry.build("model", spec)
+    evaluates = cfg.eval.every or cfg.eval.at_start or cfg.eval.at_end
+    if (algo.samples or evaluates) and cfg.sampler.num == 0:
+        what = f"algo {type(algo).__name__}" if algo.samples else "eval"
+        raise ConfigError(f"{what} samples, but sampler.num is 0; set it to at least 1")
+    if (algo.samples or evaluates) and not cfg.rewards.fns:
+        raise ConfigError("rewards.fns is empty; name at least one reward, e.g. [{fn: gsm8k}]")
+    _ship_by_value()
+    return algo, env
+
+
+def with_plugin_defaults(cfg: Config, algo: Algo, env: Any) -> Config:
+    """`cfg` with every field of its algorithm and environment spelt out, for the run folder: a later
+    change of a default must not change what an old run says that it did."""
+    update = {}
+    for section, plugin in (("algo", algo), ("env", env)):
+        given = getattr(cfg, section)
+        name = given if isinstance(given, str) else given["name"]
+        if dataclasses.is_dataclass(plugin):
+            fields = TypeAdapter(type(plugin)).dump_python(plugin, mode="json", by_alias=True)
+            update[section] = {"name": name, **fields}
+    return cfg.model_copy(update=update)
+
+
+def _ship_by_value() -> None:
+    """Classes of plug-in files travel to actors with their code: no actor has to find the file."""
+    import ray
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("rlft_plugin_"):
+            ray.cloudpickle.register_pickle_by_value(module)

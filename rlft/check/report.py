@@ -1,0 +1,152 @@
+"""`rlft check`: everything that can be known about a run before it starts, and all that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlft.algo import Algo
+from rlft.check.as_worker import in_worker
+from rlft.check.fit import memory_lines
+from rlft.check.hardware import Hardware, assumed, present
+from rlft.check.installation import check_installation, check_versions
+from rlft.check.model_shape import model_shape
+from rlft.check.plugins import check_plugins
+from rlft.check.shipping import UPLOAD_LIMIT, amount, shipment, too_large
+from rlft.check.tasks import check_prompts, check_tasks
+from rlft.cluster.placement import make_plan
+from rlft.config import Config, load_config
+from rlft.errors import ConfigError, ResourceError, UserError
+from rlft.policy.start import start_folder
+from rlft.types import Task
+
+FIRST = 4
+"""Tasks of each set on which rewards are tried."""
+
+
+def report(cfg: Config, *, assume: str | None = None, elsewhere: bool = False) -> Iterator[str]:
+    """Yields lines about the run, and at the end raises UserError with every problem there is.
+
+    assume: hardware in place of this machine's (`8xH100`); elsewhere: the run is for a cluster, so
+    what this machine has or lacks is no problem.
+    """
+    problems: list[str] = []
+
+    def tried(check: Callable[..., Any], *args: Any, **keys: Any) -> Any:
+        try:
+            return check(*args, **keys)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    hardware = assumed(assume, cfg) if assume else None
+    algo, env = check_plugins(cfg)  # without these nothing else can be said
+    yield f"run {cfg.name}: {type(algo).__name__} for {cfg.steps} steps, seed {cfg.seed}"
+    if cfg.warm_start:
+        warm = tried(load_config, cfg.warm_start)
+        tried(check_plugins, warm) if warm else None
+    if not (elsewhere or hardware):
+        tried(check_versions)
+        tried(check_installation, cfg)
+    tasks = tried(check_tasks, cfg, env)
+    if tasks:
+        yield f"tasks: {len(env.train()):,} to train on, {len(tasks[1]):,} held out"
+    yield from arithmetic(cfg, algo)
+    if not (elsewhere or hardware):
+        hardware = present(cfg)
+    yield from tried(_placed, cfg, hardware) or ()
+    if hardware:
+        yield from tried(_memory, cfg, algo, hardware) or ()
+    if tasks:
+        tried(_prompts, cfg, algo, *tasks)
+        yield from tried(in_worker, cfg, algo, first_of(*tasks)) or ()
+    yield from tried(_shipped, Path.cwd()) or ()
+    if problems:
+        raise _all(problems)
+
+
+def arithmetic(cfg: Config, algo: Algo) -> list[str]:
+    """The numbers of a step as one equation, and what is kept of it."""
+    members = getattr(algo, "group_size", 1)
+    epochs, minibatches = getattr(algo, "epochs", 1), getattr(algo, "minibatches", 1)
+    rows, ranks = cfg.tasks_per_step * members, cfg.learner.num
+    each = rows / minibatches / ranks
+    share = f"{each:g}" if each == int(each) else f"about {each:.1f}"
+    updates = epochs * minibatches
+    lines = [
+        f"a step: {cfg.tasks_per_step} tasks x {members} answers = {rows} rows = "
+        f"{_count(minibatches, 'minibatch', 'es')} x {_count(ranks, 'rank')} x {share} rows; x "
+        f"{_count(epochs, 'epoch')} = {_count(updates, 'update')}, {updates * cfg.steps:,} in all; "
+        f"micro-batches of at most {cfg.learner.token_budget} tokens"
+    ]
+    if not cfg.save.every or cfg.save.every >= cfg.steps:
+        lines.append("saves: at the end only; an interrupted run starts again (save.every)")
+    return lines
+
+
+def first_of(stream: Any, held_out: Sequence[Task]) -> list[Task]:
+    """The tasks that rewards are tried on: the first of training and of evaluation."""
+    evaluated = [held_out[i] for i in range(min(FIRST, len(held_out)))]
+    return [*stream.ticket(0).tasks[:FIRST], *evaluated]
+
+
+def _placed(cfg: Config, hardware: Hardware | None) -> list[str]:
+    if hardware is None:
+        return ["placement: known once the cluster is joined; --assume 8xH100 to say what it has"]
+    if cfg.learner.gpus or cfg.sampler.gpus:
+        most = max(cfg.learner.gpus, cfg.sampler.gpus if cfg.sampler.num else 0)
+        if hardware.gpus and most > hardware.gpus:
+            raise ResourceError(
+                f"an actor asks for {most:g} GPUs, and a node has {hardware.gpus} ({hardware.what}); an "
+                f"actor lives on one node: lower sampler.gpus, and use more samplers"
+            )
+        if not hardware.gpus:
+            raise ResourceError(
+                f"GPUs are asked for, and {hardware.what} has none. For a cluster that has: rlft check "
+                f"... --assume 8xH100"
+            )
+    elif hardware.gpus and hardware.what.startswith("assumed"):
+        return [
+            f"{hardware.what}; the configuration uses none of it: sampler.gpus and learner.gpus are 0",
+            *make_plan(cfg, hardware.resources).lines,
+        ]
+    return [f"on {hardware.what}", *make_plan(cfg, hardware.resources).lines]
+
+
+def _memory(cfg: Config, algo: Algo, hardware: Hardware) -> list[str]:
+    shape = model_shape(cfg)
+    if isinstance(shape, str):
+        return [f"memory: not estimated, the model is not known here ({shape})"]
+    needs = frozenset().union(*(term.needs for term in algo.terms))
+    return memory_lines(cfg, shape, hardware, "ref_logp" in needs)
+
+
+def _prompts(cfg: Config, algo: Algo, stream: Any, held_out: Sequence[Task]) -> None:
+    """Prompts against the context, where the tokenizer is a folder here."""
+    if cfg.model.path and Path(cfg.model.path).expanduser().is_dir():
+        check_prompts(cfg, algo, start_folder(cfg, Path.cwd()), stream, held_out)
+
+
+def _shipped(root: Path) -> list[str]:
+    shipped = shipment(root)
+    if shipped.size > 5 * UPLOAD_LIMIT:  # packing makes some of it smaller, not that much
+        raise ResourceError(too_large(shipped, shipped.size, "before packing"))
+    unread = " (no git repository: .gitignore is not read)" if shipped.ignores_git else ""
+    note = f"; Ray takes {amount(UPLOAD_LIMIT)} packed" if shipped.size > UPLOAD_LIMIT / 2 else ""
+    return [
+        f"a submitted job takes along {len(shipped.files):,} files, {amount(shipped.size)}{note}{unread}; "
+        f"the largest:",
+        *shipped.largest(),
+    ]
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{plural * (number != 1)}"
+
+
+def _all(problems: Sequence[str]) -> UserError:
+    if len(problems) == 1:
+        return ConfigError(problems[0])
+    numbered = "\n".join(f"{i}. {problem}" for i, problem in enumerate(problems, start=1))
+    return ConfigError(f"{len(problems)} problems:\n{numbered}")
