@@ -8,7 +8,7 @@ transformers, since it has no vLLM without a GPU, and runs at the better of one 
 actors tell glibc to keep freed memory (rlft/cluster/placement.py); TRL is also run with that.
 
 The floor is what no framework can avoid: the bare engine's generation, then a bare forward and backward
-in plain torch on the same rows, at its best micro-batch and attention; no optimizer, no publishing, no reward.
+in plain torch on the same rows, at its best micro-batch and attention; no optimizer, no publishing.
 
     python benchmarks/grpo_vs_trl.py            about 15 minutes on two cores
 """
