@@ -18,6 +18,7 @@ from rlft.cluster.placement import make_plan
 from rlft.cluster.session import private_resources
 from rlft.config import Config
 from rlft.errors import ConfigError, ResourceError
+from rlft.record.writers import check_writers
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Task
@@ -67,6 +68,7 @@ def check_installation(cfg: Config) -> None:
             "sampler.engine is vllm, but vLLM is not installed. Install locks/cpu.txt or "
             "locks/gpu.txt, or set sampler.engine=transformers."
         )
+    check_writers(cfg)
     import torch
 
     if torch.version.cuda is None:

@@ -1,4 +1,4 @@
-"""The command line: `rlft run | check | list | schema | fetch`.
+"""The command line: `rlft run | check | report | eval | replay | list | schema | fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 130 Ctrl-C, 143 SIGTERM.
@@ -23,6 +23,8 @@ ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quicks
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, e.g. algo.group_size=16 learner.lr=1e-5")
 ]
+
+RunFolder = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/NAME/DATE-TIME")]
 
 
 class _Stopped(Exception):
@@ -77,6 +79,28 @@ def check(config: ConfigArg, overrides: Overrides = None) -> None:
     for line in describe(cfg, algo, env):
         print(line)
     print("ok")
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write report.html into a run folder, also while the run goes on."""
+    from rlft.record.report import write_report
+
+    print(write_report(folder.expanduser().resolve()))
+
+
+@app.command()
+def replay(
+    bundle: Annotated[Path, typer.Argument(help="a folder below <run folder>/bundles")],
+    overrides: Overrides = None,
+) -> None:
+    """Run the learning part of a recorded step again; print its numbers beside the recorded ones."""
+    from rlft.replay import replay as run_replay
+    from rlft.replay import table
+
+    rows = run_replay(bundle.expanduser().resolve(), overrides or ())
+    for line in table(rows):
+        print(line)
 
 
 @app.command("list")

@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlft.algo import Algo
-from rlft.batch import plan
 from rlft.check import (
     check_installation,
     check_plugins,
@@ -28,13 +26,15 @@ from rlft.cluster.session import name_accelerator, private_resources, ray_sessio
 from rlft.cluster.waits import Waits
 from rlft.collect import Collector
 from rlft.config import Config, load_config
-from rlft.errors import ConfigError, NonFinite, RewardFailed
+from rlft.errors import ConfigError, GuardStop, NonFinite, RewardFailed
 from rlft.filters import drop_errors, members_of
-from rlft.learning.fit import FitJob, FitReport
+from rlft.learning.fit import FitReport
+from rlft.learning.job import fit_job
 from rlft.losses.aggregate import Aggregation
 from rlft.policy.start import start_folder
 from rlft.policy.text import Text
 from rlft.prefetch import prefetch
+from rlft.record.bundle import Bundles
 from rlft.record.checkpoint import (
     identity,
     newest_checkpoint,
@@ -44,8 +44,8 @@ from rlft.record.checkpoint import (
 from rlft.record.console import Console
 from rlft.record.folder import open_folder
 from rlft.record.metrics import JsonLines
-from rlft.record.summary import collected, reward_summary, sample_rows, success
-from rlft.schedule import value_at
+from rlft.record.records import Records
+from rlft.record.summary import collected, reward_summary, success, token_rows
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, Task, Ticket, Trajectory, WeightUpdate
@@ -77,9 +77,8 @@ class Run:
         self._fleet, self._console = fleet, console
         self._text = Text(start, cfg.sampler.stop)
         self._tasks, self._held_out = tasks, held_out
-        self._metrics = JsonLines(folder / "metrics.jsonl")
-        self._evals = JsonLines(folder / "eval.jsonl")
-        self._samples = JsonLines(folder / "samples.jsonl")
+        self.records = Records(cfg, folder, console)
+        self._bundles = Bundles(cfg, folder, start, fleet)
         self._row: dict[str, Any] = {}
         self._skips = 0
         self._collector = Collector(cfg, fleet, self._text)
@@ -111,7 +110,7 @@ class Run:
         it is never a 0. Raises RewardFailed when too many failed."""
         groups = self._outcomes(groups)
         self._row.update(collected(groups))
-        self._save_samples(groups, self.step + 1, "train")
+        self.records.samples(groups, self.step + 1, "train")
         self._stop_if_rewards_fail(groups)
         return drop_errors(groups)
 
@@ -136,12 +135,12 @@ class Run:
         members, _ = members_of(groups)
         if not members:
             return None
-        adv_B = np.zeros(len(members), np.float32) if adv is None else np.asarray(adv, np.float32)
-        if adv_B.shape != (len(members),):
-            raise ValueError(
-                f"adv has shape {adv_B.shape}, expected one number per member: {len(members)}"
-            )
-        job = self._job(members, adv_B, aggregate, epochs, min(minibatches, len(members)))
+        job = fit_job(
+            *(self.cfg, self.algo, self.step, members, adv),
+            aggregate=aggregate,
+            epochs=epochs,
+            minibatches=minibatches,
+        )
         refs = [m.row for m in members]
         self._console.phase("learn", self.step + 1)
         with self._timed("learn"), self._fleet.samplers_asleep():
@@ -155,6 +154,8 @@ class Run:
             )
         self._row.update(reports[0].metrics)
         self._row["rows"] = len(members)
+        traces = [trace for report in reports for trace in report.traces]
+        self.records.tokens(list(token_rows(self.step + 1, traces, members, self._text)))
         self._stop_if_nonfinite(reports, members, len(job.updates))
         if reports[0].skipped == len(job.updates):
             return None
@@ -172,6 +173,11 @@ class Run:
                 self._row["publish/canary_gap"] = self._publisher.send(update.version)
         self.version = update.version
 
+    def learn(self, groups: list[Group]) -> WeightUpdate | None:
+        """The algorithm's `learn`; what it starts from is kept first, if this step is to be replayed."""
+        self._bundles.begin(self.step + 1, self.version, groups, self.state)
+        return self.algo.learn(self, groups)
+
     def record(self, groups: Sequence[Group], seconds: float) -> None:
         """Appends the row of the step that just ended, and some of its samples."""
         members, _ = members_of(groups)
@@ -185,8 +191,8 @@ class Run:
             row["tokens/completion"] = sum(m.num_tokens for m in members)
         row.update(self._row)
         self._row = {}
-        self._metrics.append(row)
-        self._console.step(row)
+        self.records.step(row)
+        self._bundles.finish(row)
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on held-out tasks; appended to `eval.jsonl`."""
@@ -206,19 +212,14 @@ class Run:
         result["eval/tasks"] = float(len(tasks))
         result["eval/tokens"] = sum(m.num_tokens for m in members) / max(1, len(members))
         result["time/eval_s"] = time.monotonic() - began
-        self._evals.append({"step": self.step, "version": self.version, **result})
-        self._save_samples(groups, self.step, "eval")
+        self.records.evaluation({"step": self.step, "version": self.version, **result})
+        self.records.samples(groups, self.step, "eval")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
         self._console.say(
             f"eval after step {self.step}: {shown}  ({len(tasks)} held-out tasks, greedy, "
             f"{result['time/eval_s']:.1f} s)"
         )
         return result
-
-    def first_evaluation(self) -> dict[str, float]:
-        """What `evaluate` said before step 1, from `eval.jsonl`; empty if it was not asked."""
-        rows = [row for row in self._evals.rows() if row["step"] == 0]
-        return {k: v for k, v in rows[0].items() if k.startswith("eval/")} if rows else {}
 
     def save(self) -> Path:
         """Writes an atomic checkpoint: weights, optimizer, random state, algorithm state, position."""
@@ -233,10 +234,14 @@ class Run:
                 deadline_s=self.cfg.deadlines.save,
             )
 
-        state = {"version": self.version, "identity": identity(self.cfg)}
-        return write_checkpoint(
-            self.folder / "checkpoints", self.step, state, self.state, write, self.cfg.save.keep
-        )
+        state = {
+            "version": self.version,
+            "identity": identity(self.cfg),
+            "score": self.records.score(),
+        }
+        keep, best_is = self.cfg.save.keep, self.cfg.save.best_is
+        root = self.folder / "checkpoints"
+        return write_checkpoint(root, self.step, state, self.state, write, keep, best_is)
 
     def restore_latest(self) -> None:
         """Continues from the newest checkpoint of the run folder, bit for bit on CPU.
@@ -248,8 +253,7 @@ class Run:
             self._fleet.learners, "load", newest, what="load", deadline_s=self.cfg.deadlines.save
         )
         self.step, self.version = state["step"], state["version"]
-        for lines in (self._metrics, self._evals, self._samples):
-            lines.forget_after(self.step)
+        self.records.rewind(self.step)
         self._console.say(f"resumed from {newest}")
 
     def tickets(self) -> Iterator[Ticket]:
@@ -274,36 +278,6 @@ class Run:
         name = f"time/{phase}_s"
         self._row[name] = self._row.get(name, 0.0) + time.monotonic() - began
 
-    def _job(
-        self,
-        members: list[Trajectory],
-        adv_B: np.ndarray,
-        aggregate: Aggregation,
-        epochs: int,
-        minibatches: int,
-    ) -> FitJob:
-        terms = self.algo.terms
-        updates = plan(
-            [m.prompt_len + m.num_tokens for m in members],
-            world=self.cfg.learner.num,
-            budget=self.cfg.learner.token_budget,
-            minibatches=minibatches,
-            epochs=epochs,
-            key=self.key.child("fit", self.step),
-        )
-        return FitJob(
-            updates=updates,
-            adv=adv_B,
-            on_policy=np.array([m.origin == "policy" for m in members]),
-            terms=terms,
-            coef=tuple(value_at(t.coef, self.step) for t in terms),
-            aggregate=aggregate,
-            max_tokens=self.cfg.sampler.max_tokens,
-            lr=value_at(self.cfg.learner.lr, self.step),
-            temperature=self.cfg.sampler.temperature if self.algo.samples else 1.0,
-            first_epoch=minibatches,
-        )
-
     def _outcomes(self, groups: Sequence[Group]) -> list[Group]:
         self._console.phase("score", self.step + 1)
         with self._timed("reward"):
@@ -325,10 +299,6 @@ class Run:
                 f"reward is never counted as 0."
             )
         self._console.say(message)
-
-    def _save_samples(self, groups: Sequence[Group], step: int, kind: str) -> None:
-        for row in sample_rows(groups, step, kind):
-            self._samples.append(row)
 
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int
@@ -398,10 +368,11 @@ def main(
         )
         try:
             run = Run(cfg, algo, tasks, held_out, folder, start, fleet, console)
-            if continues:
-                run.restore_latest()
-            with console.live():
-                return _loop(run, continues)
+            with run.records.open():
+                if continues:
+                    run.restore_latest()
+                with console.live():
+                    return _loop(run, continues)
         finally:
             fleet.close()
 
@@ -409,20 +380,22 @@ def main(
 def _loop(run: Run, resumed: bool) -> dict[str, float]:
     cfg = run.cfg
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
-    first = run.first_evaluation() if resumed else {}
+    first = run.records.first_evaluation() if resumed else {}
     if cfg.eval.at_start and not resumed:
         first = run.evaluate()
     last = first
     began = time.monotonic()
     for _ticket, groups in prefetch(run.tickets(), lambda ticket: run.algo.collect(run, ticket)):
-        update = run.algo.learn(run, groups)
+        update = run.learn(groups)
         run.publish(update)
         run.step += 1
         run.record(groups, time.monotonic() - began)
         if run.due(cfg.eval):
             last = run.evaluate()
-        if run.due(cfg.save):
+        if run.due(cfg.save) or run.records.stop:
             run.save()
+        if run.records.stop:
+            raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
         began = time.monotonic()
     result = {**last, **{f"before/{k}": v for k, v in first.items()}}
     (run.folder / "result.json").write_text(
