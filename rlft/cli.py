@@ -89,6 +89,37 @@ def report(folder: RunFolder) -> None:
     print(write_report(folder.expanduser().resolve()))
 
 
+@app.command("eval")
+def eval_(
+    target: Annotated[
+        Path,
+        typer.Argument(help="a run folder (its newest checkpoint), a checkpoint, or a YAML file"),
+    ],
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(help="answers to each held-out task")] = 8,
+    k: Annotated[
+        list[int] | None,
+        typer.Option("--k", help="of pass@k and maj@k; repeat it. Default: 1, 2, 4 ..."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="an answer passes from this reward on")] = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="one answer, the most likely")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write scores and answers as JSON")] = None,
+) -> None:
+    """Sample answers to held-out tasks: mean reward, pass@k and maj@k."""
+    from rlft import evaluate as ev
+
+    subject = ev.find_subject(target.expanduser(), overrides or ())
+    print(f"evaluating {subject.title}")
+    number = 1 if greedy else samples
+    ks = k or ev.powers_of_two(number)
+    keys = {"samples": number, "ks": ks, "threshold": threshold, "greedy": greedy}
+    result, groups = ev.evaluate(subject, say=print, **keys)
+    for line in ev.lines(result, threshold):
+        print(line)
+    if out is not None:
+        ev.write_result(out, subject, result, groups)
+
+
 @app.command()
 def replay(
     bundle: Annotated[Path, typer.Argument(help="a folder below <run folder>/bundles")],

@@ -7,7 +7,9 @@ recorded ones bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -186,6 +188,7 @@ def _here(
 ) -> Iterator[tuple[Fit, Callable[[], str]]]:
     """The only rank in this process: a debugger reaches the loss."""
     import torch.distributed as dist
+    from transformers.utils import logging as transformers_logging
 
     from rlft.learning.rank import LearnerRank
 
@@ -194,8 +197,10 @@ def _here(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = listener.getsockname()
-    rank = LearnerRank("replay", cfg, 0, start, needs)
-    rank.connect(address)
+    transformers_logging.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints what it builds
+        rank = LearnerRank("replay", cfg, 0, start, needs)
+        rank.connect(address)
     try:
         rank.load(bundle.folder)
         yield (

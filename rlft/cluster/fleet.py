@@ -133,8 +133,9 @@ def _start_actors(
 def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     deadline = cfg.deadlines.start
     first = fleet.learners[:1]
-    [address] = fleet.all(first, "address", what="its address", deadline_s=deadline)
-    joined = [(o, o.handle.connect.remote(address)) for o in fleet.learners]
+    # Without learners (`rlft eval`) there is nobody to ask, and nobody to meet.
+    address = fleet.all(first, "address", what="its address", deadline_s=deadline)
+    joined = [(o, o.handle.connect.remote(*address)) for o in fleet.learners]
     joined += [(o, o.handle.start.remote()) for o in fleet.samplers]
     owners = [*fleet.samplers, *fleet.learners, *fleet.rewards]
     # Whereabouts queue behind `connect` and `start`, so their answer means "ready".
@@ -145,5 +146,5 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     )
     for role in ("samplers", "learners", "rewards"):
         setattr(fleet, role, [replace(o, where=places[o.name]) for o in getattr(fleet, role)])
-    for note in notes[0]:
+    for note in notes[0] if fleet.learners else ():
         say(note)

@@ -43,7 +43,9 @@ def register(name: str) -> Whereabouts:
     pid = os.getpid()
     _open.append(stream)
     path = f"/proc/{pid}/fd/{stream.fileno()}"
-    return Whereabouts(pid, ray.get_runtime_context().get_node_id(), path)
+    # Outside Ray (a replay in one process) asking would start a cluster.
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    return Whereabouts(pid, node, path)
 
 
 def dump(where: Whereabouts, patience_s: float = 2.0) -> str:

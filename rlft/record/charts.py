@@ -23,7 +23,8 @@ _SMOOTH_FROM = 80
 _MARKED_TO = 40
 _COLOURS = ("#1f6feb", "#d9730d", "#1a7f5a", "#a3378f", "#8a6d00", "#c0392b", "#3f4f8c", "#5b6770")
 _PHASES = ("rollout", "reward", "learn", "publish")
-_NOT_DRAWN = {"step", "version", "rows", "eval/tasks", "time/eval_s"}
+_NOT_DRAWN = {"step", "version", "rows", "reward/std", "time/eval_s"}
+"""Not curves of their own: `reward/std` is the band around the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,9 @@ def charts(metrics: Sequence[Row], evals: Sequence[Row], parts: Iterable[str]) -
         reward.traces[:0] = _spread(metrics)
     for prefix in sorted({_prefix(n) for n in train if not n.startswith("time/")}):
         names = sorted(n for n in train if _prefix(n) == prefix and not n.startswith("time/"))
-        found.append(_drawn(_Family(f"Other: {prefix}", "", lambda n: True), names, metrics))
+        found.append(_drawn(_Family(f"Other: {prefix}", "", bool), names, metrics))
     held_out = sorted(n for n in _names(evals) if n.startswith("eval/reward/"))
+    held_out.sort(key=lambda n: n != "eval/reward/mean")
     held_out = [n for n in held_out if n.rsplit("/", 1)[1] not in ("std", "invalid", "errors")]
     if held_out:
         note = "greedy answers to held-out tasks"
@@ -81,9 +83,10 @@ def _families(rewards: set[str]) -> tuple[_Family, ...]:
         _Family(
             "Engine against learner",
             "gap of their log-probs in nats: rising is trouble, steady is rounding",
-            lambda n: n.startswith("mismatch/") or n == "publish/canary_gap",
+            lambda n: n.endswith("_logp_gap") or n == "publish/canary_gap",
             log=True,
         ),
+        _Family("KL from engine to learner", "nats", lambda n: n == "mismatch/kl", log=True),
         _Family("Length of answers", "tokens", lambda n: n == "completion/mean_tokens"),
         _Family(
             "Shares",
@@ -105,7 +108,7 @@ def _names(rows: Sequence[Row]) -> set[str]:
 
 
 def _prefix(name: str) -> str:
-    return name.split("/")[0] if "/" in name else "rest"
+    return name.split("/")[0] if "/" in name else "counts"
 
 
 def _drawn(family: _Family, names: Sequence[str], rows: Sequence[Row]) -> Chart:
@@ -113,8 +116,12 @@ def _drawn(family: _Family, names: Sequence[str], rows: Sequence[Row]) -> Chart:
     for index, name in enumerate(names):
         traces += _curve(name, rows, _COLOURS[index % len(_COLOURS)])
     axis: dict[str, Any] = {}
-    if family.log and any(y and y > 0 for t in traces for y in t["y"]):
-        axis = {"type": "log", "exponentformat": "power", "dtick": 1}
+    values = [y for t in traces for y in t["y"]]
+    if min(values) == max(values):  # plotly would draw a constant 0.001 on an axis from -1 to 1
+        half = abs(values[0]) / 2 or 1.0
+        axis = {"range": [values[0] - half, values[0] + half]}
+    elif family.log and max(values) > 0:
+        axis = {"type": "log", "exponentformat": "e", "nticks": 6}
     if family.share:
         axis = {"range": [-0.03, 1.03]}
     return Chart(family.title, family.note, traces, {"yaxis": axis})
@@ -184,12 +191,12 @@ def _time(rows: Sequence[Row]) -> list[Chart]:
     ]
     median = statistics.median(r["tokens/s"] for r in speed)
     return [
-        Chart("Where the time went", f"seconds of each step: {note}", stacked, layout, wide=True),
         Chart(
             "Speed",
             f"prompt and answer tokens a second, median {median:,.0f}",
             _curve("tokens/s", speed, _COLOURS[0]),
         ),
+        Chart("Where the time went", f"seconds of each step: {note}", stacked, layout, wide=True),
     ]
 
 

@@ -8,7 +8,7 @@
     hovermode: "x unified",
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    legend: { orientation: "h", y: -0.22, x: 0, font: { size: 11 } },
+    legend: { orientation: "h", y: -0.22, x: 0, traceorder: "normal", font: { size: 11 } },
     dragmode: narrow ? false : "zoom",
   };
   const axis = { gridcolor: "#e8ecef", zerolinecolor: "#c5ccd3", automargin: true };
