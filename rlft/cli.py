@@ -112,8 +112,9 @@ def eval_(
     print(f"evaluating {subject.title}")
     number = 1 if greedy else samples
     ks = k or ev.powers_of_two(number)
-    keys = {"samples": number, "ks": ks, "threshold": threshold, "greedy": greedy}
-    result, groups = ev.evaluate(subject, say=print, **keys)
+    result, groups = ev.evaluate(
+        subject, samples=number, ks=ks, threshold=threshold, greedy=greedy, say=print
+    )
     for line in ev.lines(result, threshold):
         print(line)
     if out is not None:
