@@ -130,6 +130,10 @@ class Addition:
         """The held-out problems, without demonstrations; the same whatever `train_size` is."""
         return AdditionTasks(self._codes()[: self.held_out_size], self.digits, self._key("habit"))
 
+    def answer(self, completion: str, task: Task) -> str:
+        """What a completion answers, to count votes by."""
+        return completion.rpartition("=")[2]
+
     def _key(self, name: str) -> Key:
         return Key(self.seed, ("addition", name))
 

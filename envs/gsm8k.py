@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ class GSM8K:
                 "path is set but held_out_path is not: name a file of held-out problems"
             )
         return self._tasks("test", self.held_out_path, self.held_out_limit)
+
+    def answer(self, completion: str, task: Task) -> str | None:
+        """What a completion answers, to count votes by: `18`, `18.0` and `36/2` vote together."""
+        text, has_marker = candidate(completion)
+        found = only_number(text) if has_marker else last_number(text)
+        if found is None:
+            return None
+        number = Fraction(found.removesuffix("%"))
+        return str(number / 100 if found.endswith("%") else number)
 
     def _tasks(self, split: str, path: str | None, limit: int | None) -> list[Task]:
         where = f"{HUB} ({split})" if path is None else path

@@ -1,4 +1,4 @@
-"""The command line: `rlft run | check | list | schema | fetch | reward test`.
+"""The command line: `rlft run | check | report | eval | replay | reward test | list | schema | fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 130 Ctrl-C, 143 SIGTERM.
@@ -26,6 +26,8 @@ ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quicks
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, e.g. algo.group_size=16 learner.lr=1e-5")
 ]
+
+RunFolder = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/NAME/DATE-TIME")]
 
 
 class _Stopped(Exception):
@@ -110,6 +112,60 @@ def check(
     for line in report(load_config(config, overrides or ()), assume=assume):
         print(line)
     print("ok")
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write report.html into a run folder, also while the run goes on."""
+    from rlft.record.report import write_report
+
+    print(write_report(folder.expanduser().resolve()))
+
+
+@app.command("eval")
+def eval_(
+    target: Annotated[
+        Path,
+        typer.Argument(help="a run folder (its newest checkpoint), a checkpoint, or a YAML file"),
+    ],
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(help="answers to each held-out task")] = 8,
+    k: Annotated[
+        list[int] | None,
+        typer.Option("--k", help="of pass@k and maj@k; repeat it. Default: 1, 2, 4 ..."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="an answer passes from this reward on")] = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="one answer, the most likely")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write scores and answers as JSON")] = None,
+) -> None:
+    """Sample answers to held-out tasks: mean reward, pass@k and maj@k."""
+    from rlft import evaluate as ev
+
+    subject = ev.find_subject(target.expanduser(), overrides or ())
+    print(f"evaluating {subject.title}")
+    number = 1 if greedy else samples
+    ks = k or ev.powers_of_two(number)
+    result, groups = ev.evaluate(
+        subject, samples=number, ks=ks, threshold=threshold, greedy=greedy, say=print
+    )
+    for line in ev.lines(result, threshold):
+        print(line)
+    if out is not None:
+        ev.write_result(out, subject, result, groups)
+
+
+@app.command()
+def replay(
+    bundle: Annotated[Path, typer.Argument(help="a folder below <run folder>/bundles")],
+    overrides: Overrides = None,
+) -> None:
+    """Run the learning part of a recorded step again; print its numbers beside the recorded ones."""
+    from rlft.replay import replay as run_replay
+    from rlft.replay import table
+
+    rows = run_replay(bundle.expanduser().resolve(), overrides or ())
+    for line in table(rows):
+        print(line)
 
 
 @app.command("list")

@@ -13,8 +13,9 @@ from typing import Any
 from rlft.collect import Collector
 from rlft.config import Config
 from rlft.filters import drop_errors
-from rlft.record.metrics import JsonLines, StepRow
-from rlft.record.summary import collected, sample_rows
+from rlft.record.metrics import StepRow
+from rlft.record.records import Records
+from rlft.record.summary import collected
 from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.types import Group, Task
@@ -33,7 +34,7 @@ class Collecting:
     state: Any
     _collector: Collector
     _scoring: Scoring
-    _samples: JsonLines
+    _records: Records
     _phase: Callable[[str, int], None]
     row: StepRow = field(default_factory=StepRow)
 
@@ -62,8 +63,7 @@ class Collecting:
         self._phase("score", step)
         with self.row.timed("reward"):
             groups = self._scoring.outcomes(groups, step, "train")
-        for row in sample_rows(groups, step, "train"):
-            self._samples.append(row)
+        self._records.samples(groups, step, "train")
         self._scoring.stop_if_too_many_failed(groups, step)
         if self.cfg.rewards.on_error == "refill":
             with self.row.timed("refill"):

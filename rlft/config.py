@@ -6,32 +6,24 @@ Plug-in sections (`algo`, `env`, `rewards`, `model.build`) are checked against t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rlft import registry
 from rlft.errors import ConfigError, did_you_mean
 from rlft.not_built import not_built
+from rlft.record.settings import Guards, Record
 from rlft.schedule import Schedule, Scheduled
+from rlft.sections import Natural, Positive, Section
 
 Plugin = str | dict[str, Any]
 """A short name, `module:attr` or `file.py:attr`; or a mapping with that under `name` and its keys."""
-
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values cannot change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
 
 class Lora(Section):
@@ -110,7 +102,7 @@ class Reward(Section):
 class Rewards(Section):
     """How rewards are computed."""
 
-    fns: list[Reward] = []
+    fns: list[Reward] = Field(default=[])
     workers: Positive = 1
     timeout: Annotated[float, Field(gt=0)] = Field(
         default=10.0,
@@ -156,6 +148,11 @@ class Save(Section):
     every: Natural = Field(default=50, description="steps between checkpoints; 0: at the end only")
     keep: Positive = Field(default=2, description="checkpoints kept, the newest first")
     at_end: bool = True
+    best: str | None = Field(
+        default=None,
+        description="a metric of the step, e.g. eval/reward/mean; the checkpoint with the best is kept",
+    )
+    best_is: Literal["highest", "lowest"] = "highest"
 
 
 class Publish(Section):
@@ -233,6 +230,8 @@ class Config(Section):
     rewards: Rewards = Rewards()
     eval: Evaluate = Evaluate()
     save: Save = Save()
+    record: Record = Record()
+    guards: Guards = Guards()
     publish: Publish = Publish()
     cluster: Cluster = Cluster()
     deadlines: Deadlines = Deadlines()
@@ -264,7 +263,21 @@ class Config(Section):
             )
         if self.sampler.min_tokens > self.sampler.max_tokens:
             raise ValueError("sampler.min_tokens is above sampler.max_tokens")
+        _refuse_best_that_never_is(self)
         return self
+
+
+def _refuse_best_that_never_is(cfg: Config) -> None:
+    """A checkpoint is judged by an evaluation of the same step: the two must meet at least once."""
+    if cfg.save.best is None or not cfg.save.best.startswith("eval/"):
+        return
+    together = math.lcm(cfg.save.every, cfg.eval.every)  # 0 if either is
+    if not (0 < together <= cfg.steps or (cfg.save.at_end and cfg.eval.at_end)):
+        raise ValueError(
+            f"save.best is {cfg.save.best!r}, but no checkpoint is evaluated: make eval.every "
+            f"({cfg.eval.every}) a divisor of save.every ({cfg.save.every}), or set save.at_end and "
+            f"eval.at_end"
+        )
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

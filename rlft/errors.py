@@ -67,6 +67,10 @@ class NonFinite(RlftError, ArithmeticError):
     """The loss or gradient was not finite for several steps in a row."""
 
 
+class GuardStop(RlftError, RuntimeError):
+    """A guard ended the run: the signal that it learns from stayed away. A checkpoint was saved."""
+
+
 class Invalid(Exception):
     """Raised by a reward function: this completion has no value, and why.
 

@@ -8,26 +8,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlft.algo import Algo
-from rlft.batch import plan
 from rlft.cluster.fleet import Fleet
 from rlft.collect import Collector
 from rlft.collecting import Collecting
 from rlft.config import Config
-from rlft.errors import NonFinite
+from rlft.errors import GuardStop, NonFinite
 from rlft.filters import members_of
-from rlft.learning.fit import FitJob, FitReport
+from rlft.learning.fit import FitReport
+from rlft.learning.job import fit_job
 from rlft.losses.aggregate import Aggregation
 from rlft.policy.text import Text
 from rlft.prefetch import prefetch
+from rlft.record.bundle import Bundles
 from rlft.record.checkpoint import Position, identity, write_checkpoint
 from rlft.record.console import Console
 from rlft.record.metrics import JsonLines, StepRow
-from rlft.record.summary import reward_summary, sample_rows, success
-from rlft.schedule import value_at
+from rlft.record.records import Records
+from rlft.record.summary import reward_summary, success, token_rows
 from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
@@ -60,9 +60,8 @@ class Run:
         self._fleet, self._console = fleet, console
         self._text = Text(start, cfg.sampler.stop)
         self._tasks, self._held_out = tasks, held_out
-        self._metrics = JsonLines(folder / "metrics.jsonl")
-        self._evals = JsonLines(folder / "eval.jsonl")
-        self._samples = JsonLines(folder / "samples.jsonl")
+        self.records = Records(cfg, folder, console)
+        self._bundles = Bundles(cfg, folder, start, fleet)
         self._row = StepRow()
         self._skips = 0
         self._collector = Collector(cfg, fleet, self._text)
@@ -90,12 +89,12 @@ class Run:
         members, _ = members_of(groups)
         if not members:
             return None
-        adv_B = np.zeros(len(members), np.float32) if adv is None else np.asarray(adv, np.float32)
-        if adv_B.shape != (len(members),):
-            raise ValueError(
-                f"adv has shape {adv_B.shape}, expected one number per member: {len(members)}"
-            )
-        job = self._job(members, adv_B, aggregate, epochs, min(minibatches, len(members)))
+        job = fit_job(
+            *(self.cfg, self.algo, self.step, members, adv),
+            aggregate=aggregate,
+            epochs=epochs,
+            minibatches=minibatches,
+        )
         refs = [m.row for m in members]
         self._console.phase("learn", self.step + 1)
         with self._row.timed("learn"), self._fleet.samplers_asleep():
@@ -109,6 +108,8 @@ class Run:
             )
         self._row.update(reports[0].metrics)
         self._row["rows"] = len(members)
+        traces = [trace for report in reports for trace in report.traces]
+        self.records.tokens(list(token_rows(self.step + 1, traces, members, self._text)))
         self._stop_if_nonfinite(reports, members, len(job.updates))
         if reports[0].skipped == len(job.updates):
             return None
@@ -126,6 +127,11 @@ class Run:
                 self._row["publish/canary_gap"] = self._publisher.send(update.version)
         self.version = update.version
 
+    def learn(self, groups: list[Group]) -> WeightUpdate | None:
+        """The algorithm's `learn`; what it starts from is kept first, if this step is to be replayed."""
+        self._bundles.begin(self.step + 1, self.version, groups, self.state)
+        return self.algo.learn(self, groups)
+
     def record(self, groups: Sequence[Group], seconds: float) -> None:
         """Appends the row of the step that just ended, and some of its samples."""
         members, _ = members_of(groups)
@@ -140,8 +146,8 @@ class Run:
         row["recovery/restarts"], self._fleet.restarts = self._fleet.restarts, 0
         row.update(self._row)
         self._row = StepRow()
-        self._metrics.append(row)
-        self._console.step(row)
+        self.records.step(row)
+        self._bundles.finish(row)
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on held-out tasks; appended to `eval.jsonl`."""
@@ -156,22 +162,14 @@ class Run:
         result["eval/tasks"] = float(len(tasks))
         result["eval/tokens"] = sum(m.num_tokens for m in members) / max(1, len(members))
         result["time/eval_s"] = time.monotonic() - began
-        self._evals.append({"step": self.step, "version": self.version, **result})
-        for row in sample_rows(groups, self.step, "eval"):
-            self._samples.append(row)
+        self.records.evaluation({"step": self.step, "version": self.version, **result})
+        self.records.samples(groups, self.step, "eval")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
         self._console.say(
             f"eval after step {self.step}: {shown}  ({len(tasks)} held-out tasks, greedy, "
             f"{result['time/eval_s']:.1f} s)"
         )
         return result
-
-    def evaluations(self) -> list[dict[str, float]]:
-        """What `evaluate` said so far, from `eval.jsonl`, each with its `step`."""
-        return [
-            {k: v for k, v in row.items() if k == "step" or k.startswith("eval/")}
-            for row in self._evals.rows()
-        ]
 
     def save(self) -> Path:
         """Writes an atomic checkpoint: weights, optimizer, random state, algorithm state, position."""
@@ -186,10 +184,14 @@ class Run:
                 deadline_s=self.cfg.deadlines.save,
             )
 
-        state = {"version": self.version, "identity": identity(self.cfg)}
-        return write_checkpoint(
-            self.folder / "checkpoints", self.step, state, self.state, write, self.cfg.save.keep
-        )
+        state = {
+            "version": self.version,
+            "identity": identity(self.cfg),
+            "score": self.records.score(),
+        }
+        keep, best_is = self.cfg.save.keep, self.cfg.save.best_is
+        root = self.folder / "checkpoints"
+        return write_checkpoint(root, self.step, state, self.state, write, keep, best_is)
 
     def restore(self, position: Position) -> None:
         """Continues from a checkpoint of the run folder, bit for bit on CPU."""
@@ -199,8 +201,8 @@ class Run:
         )
         self.state = position.algo_state
         self.step, self.version = state["step"], state["version"]
-        for lines in (self._metrics, self._evals, self._samples, self._scoring.account):
-            lines.forget_after(self.step)
+        self.records.rewind(self.step)
+        self._scoring.account.forget_after(self.step)
         self._console.say(f"resumed from {folder}")
 
     def collecting(self, ticket: Ticket) -> Collecting:
@@ -213,7 +215,7 @@ class Run:
             self.state,
             self._collector,
             self._scoring,
-            self._samples,
+            self.records,
             self._console.phase,
         )
 
@@ -231,36 +233,6 @@ class Run:
         return bool(what.at_end) if last else bool(what.every and self.step % what.every == 0)
 
     # -- inside ----------------------------------------------------------------------------------
-
-    def _job(
-        self,
-        members: list[Trajectory],
-        adv_B: np.ndarray,
-        aggregate: Aggregation,
-        epochs: int,
-        minibatches: int,
-    ) -> FitJob:
-        terms = self.algo.terms
-        updates = plan(
-            [m.prompt_len + m.num_tokens for m in members],
-            world=self.cfg.learner.num,
-            budget=self.cfg.learner.token_budget,
-            minibatches=minibatches,
-            epochs=epochs,
-            key=self.key.child("fit", self.step),
-        )
-        return FitJob(
-            updates=updates,
-            adv=adv_B,
-            on_policy=np.array([m.origin == "policy" for m in members]),
-            terms=terms,
-            coef=tuple(value_at(t.coef, self.step) for t in terms),
-            aggregate=aggregate,
-            max_tokens=self.cfg.sampler.max_tokens,
-            lr=value_at(self.cfg.learner.lr, self.step),
-            temperature=self.cfg.sampler.temperature if self.algo.samples else 1.0,
-            first_epoch=minibatches,
-        )
 
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int
@@ -304,20 +276,22 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     began = time.monotonic()
     for _ticket, (row, groups) in prefetch(run.tickets(), collect):
         run._row = row
-        update = run.algo.learn(run, groups)
+        update = run.learn(groups)
         run.publish(update)
         run.step += 1
         run.record(groups, time.monotonic() - began)
         if run.due(cfg.eval):
             run.evaluate()
-        if run.due(cfg.save):
+        if run.due(cfg.save) or run.records.stop:
             run.save()
+        if run.records.stop:
+            raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
         began = time.monotonic()
     return _result(run)
 
 
 def _result(run: Run) -> dict[str, float]:
-    evaluations = run.evaluations()
+    evaluations = run.records.evaluations()
     last = dict(evaluations[-1]) if evaluations else {}
     first = dict(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else {}
     for evaluation in (first, last):

@@ -130,10 +130,11 @@ def _until_done(attempt: _Attempt, position: Position | None, restarts: int) -> 
         run = None
         try:
             run = attempt.run(fleet)
-            if position:
-                run.restore(position)
-            with attempt.console.live():
-                return loop(run, resumed=position is not None)
+            with run.records.open():
+                if position:
+                    run.restore(position)
+                with attempt.console.live():
+                    return loop(run, resumed=position is not None)
         except (ActorFailed, DeadlineExceeded) as error:
             step = run.step if run else began_at
             if not isinstance(error, ActorDied):

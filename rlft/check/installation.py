@@ -7,6 +7,7 @@ import importlib.util
 
 from rlft.config import Config
 from rlft.errors import ResourceError
+from rlft.record.writers import check_writers
 
 
 def check_installation(cfg: Config) -> None:
@@ -16,6 +17,7 @@ def check_installation(cfg: Config) -> None:
             "sampler.engine is vllm, but vLLM is not installed. Install locks/cpu.txt or "
             "locks/gpu.txt, or set sampler.engine=transformers."
         )
+    check_writers(cfg)
     import torch
 
     if torch.version.cuda is None:

@@ -254,8 +254,9 @@ def _posts(
 def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     deadline = cfg.deadlines.start
     first = fleet.learners[:1]
-    [address] = fleet.all(first, "address", what="its address", deadline_s=deadline)
-    joined = [(o, o.handle.connect.remote(address)) for o in fleet.learners]
+    # Without learners (`rlft eval`) there is nobody to ask, and nobody to meet.
+    address = fleet.all(first, "address", what="its address", deadline_s=deadline)
+    joined = [(o, o.handle.connect.remote(*address)) for o in fleet.learners]
     joined += [(o, o.handle.start.remote()) for o in fleet.samplers]
     # Whereabouts queue behind `connect` and `start`, so their answer means "ready".
     ready = [(o, o.handle.whereabouts.remote()) for o in fleet.owners]
@@ -265,5 +266,5 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     )
     for role in (fleet.samplers, fleet.learners, fleet.rewards):
         role[:] = [replace(o, where=places[o.name]) for o in role]
-    for note in notes[0]:
+    for note in notes[0] if fleet.learners else ():
         say(note)

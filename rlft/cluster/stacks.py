@@ -46,7 +46,8 @@ def register(name: str) -> Whereabouts:
     pid = os.getpid()
     _open.append(stream)
     path = f"/proc/{pid}/fd/{stream.fileno()}"
-    node_id = ray.get_runtime_context().get_node_id()
+    # Outside Ray (a replay in one process) asking would start a cluster.
+    node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
     return Whereabouts(pid, node_id, path, _kernel_says(pid, _STARTED))
 
 

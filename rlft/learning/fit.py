@@ -7,7 +7,7 @@ batch of an update, so the gradient does not depend on how rows were split over 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class FitJob:
     """What every rank is told: the same on all of them.
 
     adv: float32 `[rows]`; on_policy: bool `[rows]`; coef: each term's coefficient this step;
-    lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once.
+    lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once;
+    watch: rows whose log-probs are reported token by token.
     """
 
     updates: tuple[Update, ...]
@@ -40,15 +41,29 @@ class FitJob:
     lr: float
     temperature: float
     first_epoch: int
+    watch: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """A row token by token. ids: int32 `[T]`; engine_logp, learner_logp: float32 `[T]`, the learner's
+    before its first step on the row."""
+
+    row: int
+    ids: np.ndarray
+    engine_logp: np.ndarray
+    learner_logp: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """What a fit says: averages over the global batch, and which rows gave a non-finite loss."""
+    """What a fit says: averages over the global batch, which rows gave a non-finite loss, and the
+    traces of the watched rows that this rank held."""
 
     metrics: Mapping[str, float]
     skipped: int
     nonfinite_rows: tuple[int, ...]
+    traces: tuple[TokenTrace, ...] = ()
 
 
 @dataclass(slots=True)
@@ -76,13 +91,17 @@ def run_fit(
     _fix_logps(learner, job, plan, reference)
     sums = _Sums()
     nonfinite: set[int] = set()
+    traces: list[TokenTrace] = []
     skipped, total = 0, sum(len(micros) for micros in plan)
     done = 0
     for index, micros in enumerate(plan):
         denom = _global_denominator(micros, job, learner)
         for micro in micros:
             fresh = index < job.first_epoch
-            nonfinite |= _accumulate(learner, job, micro, denom, sums if fresh else _Sums(), sums)
+            guilty, logp = _accumulate(learner, job, micro, denom, sums if fresh else _Sums(), sums)
+            nonfinite |= guilty
+            if fresh:
+                traces += _traces(micro, logp, rows, job.watch)
             done += 1
             progress(done, total)
         applied, norm = learner.step(job.lr)
@@ -91,7 +110,19 @@ def run_fit(
     metrics = sums.reduced(learner.device)
     metrics["lr"] = job.lr
     metrics["skipped_updates"] = float(skipped)
-    return FitReport(metrics, skipped, tuple(sorted(nonfinite)))
+    return FitReport(metrics, skipped, tuple(sorted(nonfinite)), tuple(traces))
+
+
+def _traces(
+    micro: _Micro, logp_BT: torch.Tensor, rows: Mapping[int, Row], watch: tuple[int, ...]
+) -> Iterator[TokenTrace]:
+    """Traces of the watched rows of a micro-batch, from a forward that the fit has done anyway."""
+    for place, index in enumerate(micro.rows):
+        if index in watch:
+            row = rows[index]
+            ids = row.ids[row.prompt_len :]
+            logp = logp_BT[place, : len(ids)].float().cpu().numpy()
+            yield TokenTrace(index, ids, row.sample_logp, logp)
 
 
 def _micro(indices: tuple[int, ...], rows: Mapping[int, Row], pad_id: int, device: Any) -> _Micro:
@@ -136,8 +167,9 @@ def _global_denominator(micros: list[_Micro], job: FitJob, learner: Learner) -> 
 
 def _accumulate(
     learner: Learner, job: FitJob, micro: _Micro, denom: float, mismatch_sums: _Sums, sums: _Sums
-) -> set[int]:
-    """Forward and backward of one micro-batch; returns rows whose loss is not finite."""
+) -> tuple[set[int], torch.Tensor]:
+    """Forward and backward of one micro-batch; returns the rows whose loss is not finite, and the
+    log-probs `[B, T]` that the loss took for those of the start of the fit."""
     inputs = micro.inputs
     out = _forward(learner, inputs, job.temperature)
     batch = _batch(job, micro, out)
@@ -164,11 +196,12 @@ def _accumulate(
     mismatch_sums.over("mismatch/kl", gaps["kl"], trusted)
     mismatch_sums.over("mismatch/mean_logp_gap", gaps["abs_gap"], trusted)
     mismatch_sums.largest("mismatch/max_logp_gap", gaps["abs_gap"], trusted)
-    return {
+    guilty = {
         row
         for row, value in zip(micro.rows, row_loss.tolist(), strict=False)
         if not np.isfinite(value)
     }
+    return guilty, batch.old_logp
 
 
 def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:

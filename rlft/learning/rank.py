@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+import xxhash
 
 from rlft import registry
 from rlft.cluster import stacks
@@ -21,6 +23,7 @@ from rlft.learning.learner import Learner
 from rlft.policy.lm import load_lm
 from rlft.policy.text import Text
 from rlft.types import Row, RowRef, WeightUpdate
+from rlft.weights.fingerprint import fingerprint
 from rlft.weights.transports import Meeting
 
 
@@ -77,8 +80,11 @@ class LearnerRank:
     def fit(self, job: FitJob, refs: list[RowRef]) -> FitReport:
         """Takes the optimizer steps of `job`. `refs`: where each row lies. A collective."""
         mine = sorted({r for update in job.updates for m in update.ranks[self._rank] for r in m})
+        return self.fit_rows(job, _rows(mine, refs, self._cfg.deadlines.learn))
+
+    def fit_rows(self, job: FitJob, rows: Mapping[int, Row]) -> FitReport:
+        """`fit` with this rank's rows at hand, by index. A collective."""
         self._progress = (0, 0)
-        rows = _rows(mine, refs, self._cfg.deadlines.learn)
         return run_fit(
             self._learner,
             job,
@@ -125,6 +131,12 @@ class LearnerRank:
                 row, position, torch.ones_like(position, dtype=torch.bool), 1.0
             )
         return out.logp[0].cpu().numpy()
+
+    def digest(self) -> dict[str, Any]:
+        """A hash of all weights, from rank 0, and this rank's threads. A collective."""
+        hashes = [fingerprint(*pair).hash for pair in self._learner.full_tensors()]
+        whole = xxhash.xxh3_64_hexdigest("".join(hashes).encode())
+        return {"weights": whole, "threads": torch.get_num_threads()}
 
     def save(self, folder: Path) -> None:
         """Writes this rank's state, and on rank 0 the Hugging Face folder. A collective."""

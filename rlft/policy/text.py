@@ -57,6 +57,11 @@ class Text:
         """Text of sampled tokens, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Text of each token by itself, special tokens included, to look at: part of a character
+        shows as U+FFFD."""
+        return [self._tokenizer.decode([int(i)]) for i in ids]
+
     def fitting_prompt(self, task: Task, max_tokens: int, max_length: int) -> list[int]:
         """The prompt's tokens; DataError if they leave no room for `max_tokens` in `max_length`."""
         ids = self.prompt_ids(task.prompt)

@@ -1,7 +1,8 @@
 """Checkpoints: written beside, checked, renamed. A folder that exists is a whole checkpoint.
 
+checkpoints/best -> step_000004    if `save.best` names a metric
 checkpoints/step_000006/
-    state.json       step, version, configuration, the hash of every other file, and its own
+    state.json       step, version, score, identity, the hash of every other file, and its own
     algo.pkl         the algorithm's own state
     learner_state/   DeepSpeed: weights, optimizer, random state of every rank
     model/           a Hugging Face folder
@@ -36,11 +37,13 @@ def write_checkpoint(
     algo_state: Any,
     write: Callable[[Path], None],
     keep: int,
+    best_is: str = "highest",
 ) -> Path:
     """Writes `root/step_N` atomically; `write(folder)` adds the large parts.
 
     When anything fails (a full disk, say) the half-written folder is removed, earlier checkpoints
-    stay as they were, and CheckpointError says why. The oldest beyond `keep` go last.
+    stay as they were, and CheckpointError says why. Then the oldest beyond `keep` go, but never the
+    best one by `state["score"]` (`{metric, value}`, or empty), to which the link `best` leads.
     """
     final = root / f"step_{step:06d}"
     beside = root / f"{_WRITING}{final.name}"
@@ -71,9 +74,13 @@ def write_checkpoint(
             f"{f'The previous one, {newest}, is intact' if newest else 'There is no earlier one'}; "
             f"free some space and continue with --resume."
         ) from error
+    best = _best(root, state.get("score", {}).get("metric"), best_is)
+    if best is not None:
+        _point_to(root / "best", best)
     for old in _all(root)[:-keep]:
         # Renamed first: a folder with a checkpoint's name is whole, at any moment.
-        shutil.rmtree(old.rename(root / f"{_REMOVING}{old.name}"))
+        if old != best:
+            shutil.rmtree(old.rename(root / f"{_REMOVING}{old.name}"))
     return final
 
 
@@ -89,6 +96,27 @@ def newest_checkpoint(root: Path) -> Path | None:
     """The newest whole checkpoint below `root`, or None."""
     found = _all(root)
     return found[-1] if found else None
+
+
+def _best(root: Path, metric: str | None, best_is: str) -> Path | None:
+    """The checkpoint with the best value of `metric`, the newest of equals. Where `metric` is None,
+    as after a step without an evaluation: the one that was the best so far."""
+    link = root / "best"
+    if metric is None:
+        return root / link.readlink() if link.is_dir() else None
+    scored = []
+    for folder in _all(root):
+        score = json.loads((folder / "state.json").read_text()).get("score", {})
+        if score.get("metric") == metric:
+            scored.append((score["value"] if best_is == "highest" else -score["value"], folder))
+    return max(scored)[1] if scored else None
+
+
+def _point_to(link: Path, folder: Path) -> None:
+    beside = link.with_name(".best")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(folder.name)
+    beside.replace(link)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Any]:

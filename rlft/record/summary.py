@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlft.filters import members_of
 from rlft.types import Group, Trajectory
+
+if TYPE_CHECKING:
+    from rlft.learning.fit import TokenTrace
+    from rlft.policy.text import Text
 
 _SAMPLES_A_STEP = 16
 
@@ -72,6 +76,7 @@ def sample_rows(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[
         yield {
             "step": step,
             "kind": kind,
+            "id": m.id,
             "task": task.id,
             "prompt": task.prompt,
             "completion": m.text,
@@ -83,4 +88,21 @@ def sample_rows(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[
             "tokens": m.num_tokens,
             "truncated": m.truncated,
             "version": list(m.version),
+        }
+
+
+def token_rows(
+    step: int, traces: Iterable[TokenTrace], members: Sequence[Trajectory], text: Text
+) -> Iterator[dict[str, Any]]:
+    """Rows of `tokens.jsonl`: a completion of `samples.jsonl`, token by token."""
+    for trace in sorted(traces, key=lambda t: t.row):
+        m = members[trace.row]
+        yield {
+            "step": step,
+            "id": m.id,
+            "task": m.task_id,
+            "version": list(m.version),
+            "tokens": text.pieces(trace.ids),
+            "engine_logp": [round(float(x), 6) for x in trace.engine_logp],
+            "learner_logp": [round(float(x), 6) for x in trace.learner_logp],
         }

@@ -1,23 +1,14 @@
 """What is killed or frozen is started again, and the result is that of an undisturbed run, bit for bit."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import uuid
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-import yaml
-from small_runs import metrics, run, tree, weights
+from small_runs import metrics, run, weights
 
-from rlft.errors import ActorFailed, RecoveryFailed
+from rlft.errors import ActorFailed
 
 MARK = "RLFT_TEST_RECOVERY"
 STEPS = 4
@@ -127,5 +118,5 @@ def test_an_actor_that_always_dies_ends_the_run_with_its_name(plan, tmp_path, un
     model = plan("rollout.1", "rollout.2", "reward.9999")
     changes = settings(model)
     (model / "deaths/rollout.2").unlink()
-    with pytest.raises(ActorFailed, match="sampler . died at rollout"):
+    with pytest.raises(ActorFailed, match=r"sampler . died at rollout"):
         run(tmp_path / "none", model, **changes, recovery__max_restarts=0)

@@ -18,6 +18,8 @@ BROAD = {
     "cluster/session.py": "whatever ray.init raises at an address is an address that does not work",
     "policy/start.py": "whatever the hub raises, the model is not to be had",
     "record/checkpoint.py": "whatever stops a write, what is half-written must go",
+    "record/records.py": "a report that cannot be written must not hide how the run ended",
+    "record/writers.py": "whatever a tracker raises, the run goes on without it",
     "registry.py": "a plug-in may raise anything while it is imported; its traceback is shown",
     "rewards/child.py": "a reward's class may raise anything when it is made; its traceback is shown",
     "rewards/outcome.py": "the boundary where a reward's failure becomes data",

@@ -381,3 +381,31 @@ def test_later_steps_are_forgotten_and_earlier_ones_are_not_touched(tmp_path):
 
 def test_no_file_has_no_rows(tmp_path):
     assert JsonLines(tmp_path / "none.jsonl").rows() == []
+
+
+# -- the best ------------------------------------------------------------------------------------
+
+
+def scored(root, step, value, keep=1, best_is="highest"):
+    score = {"metric": "m", "value": value} if value is not None else {}
+    state = {"version": 0, "identity": {}, "score": score}
+    write_checkpoint(root, step, state, None, lambda folder: None, keep, best_is)
+
+
+@pytest.mark.parametrize(
+    "best_is, values, kept, best",
+    [
+        ("highest", [1.0, 3.0, 2.0], ["step_000002", "step_000003"], "step_000002"),
+        ("lowest", [1.0, 3.0, 2.0], ["step_000001", "step_000003"], "step_000001"),
+        ("highest", [1.0, 3.0, 4.0], ["step_000003"], "step_000003"),
+        ("highest", [2.0, 2.0], ["step_000002"], "step_000002"),
+        # A step that was not evaluated does not displace the best so far.
+        ("highest", [5.0, None, None], ["step_000001", "step_000003"], "step_000001"),
+    ],
+)
+def test_the_best_survives_pruning(tmp_path, best_is, values, kept, best):
+    for step, value in enumerate(values, start=1):
+        scored(tmp_path, step, value, best_is=best_is)
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == kept
+    assert (tmp_path / "best").resolve().name == best
+    assert newest_checkpoint(tmp_path).name == f"step_{len(values):06d}"

@@ -277,8 +277,19 @@ def _text(key: ast.expr | None) -> str | None:
 
 
 SAMPLE_KEYS = {
-    *("kind", "task", "prompt", "completion", "target", "reward", "parts", "outcome", "reason"),
-    *("tokens", "truncated"),
+    *(
+        "kind",
+        "id",
+        "task",
+        "prompt",
+        "completion",
+        "target",
+        "reward",
+        "parts",
+        "outcome",
+        "reason",
+    ),
+    *("tokens", "truncated", "engine_logp", "learner_logp"),
 }
 
 

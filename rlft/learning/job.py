@@ -1,0 +1,62 @@
+"""From what an algorithm asks of `fit` to what every learner rank is told. Pure: a run and a replay of
+its step make the same job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rlft.algo import Algo
+from rlft.batch import plan
+from rlft.config import Config
+from rlft.learning.fit import FitJob
+from rlft.losses.aggregate import Aggregation
+from rlft.schedule import value_at
+from rlft.seeding import Key
+from rlft.types import Trajectory
+
+
+def fit_job(
+    cfg: Config,
+    algo: Algo,
+    step: int,
+    members: Sequence[Trajectory],
+    adv: Sequence[float] | torch.Tensor | None,
+    *,
+    aggregate: Aggregation,
+    epochs: int,
+    minibatches: int,
+) -> FitJob:
+    """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`.
+
+    Raises ValueError if `adv` is not one number per member.
+    """
+    adv_B = np.zeros(len(members), np.float32) if adv is None else np.asarray(adv, np.float32)
+    if adv_B.shape != (len(members),):
+        raise ValueError(
+            f"adv has shape {adv_B.shape}, expected one number per member: {len(members)}"
+        )
+    minibatches = min(minibatches, len(members))
+    on_policy = np.array([m.origin == "policy" for m in members])
+    return FitJob(
+        updates=plan(
+            [m.prompt_len + m.num_tokens for m in members],
+            world=cfg.learner.num,
+            budget=cfg.learner.token_budget,
+            minibatches=minibatches,
+            epochs=epochs,
+            key=Key(cfg.seed).child("fit", step),
+        ),
+        adv=adv_B,
+        on_policy=on_policy,
+        terms=algo.terms,
+        coef=tuple(value_at(t.coef, step) for t in algo.terms),
+        aggregate=aggregate,
+        max_tokens=cfg.sampler.max_tokens,
+        lr=value_at(cfg.learner.lr, step),
+        temperature=cfg.sampler.temperature if algo.samples else 1.0,
+        first_epoch=minibatches,
+        watch=tuple(int(i) for i in np.flatnonzero(on_policy)[: cfg.record.tokens]),
+    )
