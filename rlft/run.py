@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from rlft.record.summary import collected, reward_summary, sample_rows, success
 from rlft.schedule import value_at
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
-from rlft.types import Group, Task, Ticket, Trajectory, WeightUpdate
+from rlft.types import Group, Guide, Task, Ticket, Trajectory, WeightUpdate
 from rlft.weights.proof import canary_ids
 from rlft.weights.publisher import Publisher
 
@@ -56,7 +56,7 @@ _SKIPS_BEFORE_STOP = 3
 
 
 class Run:
-    """What an algorithm is given. Verbs: `rollout`, `score`, `demos`, `fit`; the loop's own are
+    """What an algorithm is given. Verbs: `rollout`, `score`, `demos`, `fit`, `note`; the loop's own are
     `publish`, `record`, `evaluate`, `save`, `restore_latest`."""
 
     def __init__(
@@ -97,14 +97,18 @@ class Run:
         key: Key,
         greedy: bool = False,
         max_tokens: int | None = None,
+        guide: Guide | None = None,
     ) -> list[Group]:
         """Samples `n` completions of each task; group `i` belongs to `tasks[i]`, unscored.
+
+        guide: the last members of each group begin with (part of) the task's demonstration; where it
+        has none, or one longer than `max_tokens`, they are plain samples.
 
         The seed of a completion depends on `key`, the task's place and the member alone, so it does
         not matter which engine drew it.
         """
         with self._timed("rollout"):
-            return self._collector.sample(tasks, n, key, greedy, max_tokens)
+            return self._collector.sample(tasks, n, key, greedy, max_tokens, guide)
 
     async def score(self, groups: Sequence[Group]) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
@@ -159,6 +163,10 @@ class Run:
         if reports[0].skipped == len(job.updates):
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Adds an algorithm's own numbers to the metrics of the step."""
+        self._row.update(numbers)
 
     # -- verbs of the loop -----------------------------------------------------------------------
 
