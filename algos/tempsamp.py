@@ -19,7 +19,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from algos.grpo import GRPO
 from rlft import registry
@@ -40,6 +40,8 @@ class Prefix:
     Uniform on [low, high]; with chunks, that many equal parts of which Binomial(chunks, high) are
     given (UFT). until: from this step on nothing is given; null: for ever.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     low: Scheduled = 0.0
     high: Scheduled = 1.0

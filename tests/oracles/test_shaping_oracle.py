@@ -70,7 +70,8 @@ WORKED = {
 def test_worked_examples(name):
     stabilise = registry.build("stabiliser", name)
     for samples, expected in zip(SAMPLES, WORKED[name], strict=True):
-        adv = stabilise(scored(*samples), CREDIT)
+        # Shaped rewards near the top differ by 0.0006, where even the usual eps of 1e-6 shows.
+        adv = stabilise(scored(*samples), group_relative)
         assert adv.tolist() == pytest.approx(expected, abs=6e-4), samples
 
 
