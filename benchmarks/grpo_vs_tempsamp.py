@@ -31,6 +31,8 @@ ARMS = {
     "TempSamp-R1 (anchor)": ("tempsamp.yaml", ["algo.stabiliser=anchor"]),
 }
 SHOWN = ("reward/r1@0.5", "reward/iou")
+LAST = 20
+"""Steps at the end over which the IoU of sampled answers is averaged."""
 
 
 def main() -> None:
@@ -43,13 +45,15 @@ def main() -> None:
     args = parser.parse_args()
     rows = {arm: [one(arm, seed, args) for seed in args.seeds] for arm in args.arms}
     print(f"\n{len(args.seeds)} seeds; mean and range; held-out queries, greedy answers\n")
-    print("| answers by | R1@0.5 | mIoU | sampled completions |\n|---|---|---|---|")
-    for name, (recall, overlap) in floors(args.data, args.set).items():
-        print(f"| {name} | {recall:.3f} | {overlap:.3f} | 0 |")
+    print("| answers by | R1@0.5 | mIoU | mIoU of training samples | sampled completions |")
+    print("|---|---|---|---|---|")
+    for name, (recall, overlap) in floors(args.data).items():
+        print(f"| {name} | {recall:.3f} | {overlap:.3f} | | 0 |")
     first = rows[args.arms[0]]
-    print(f"| the start | {spread(first, 'before/eval/')} | 0 |")
+    print(f"| the start | {spread(first, 'before/eval/')} | | 0 |")
     for arm, results in rows.items():
-        print(f"| {arm} | {spread(results, 'eval/')} | {results[0]['sampled']:,} |")
+        late = spread(results, "late/eval/", SHOWN[1:])
+        print(f"| {arm} | {spread(results, 'eval/')} | {late} | {results[0]['sampled']:,} |")
 
 
 def one(arm: str, seed: int, args: argparse.Namespace) -> dict:
@@ -69,7 +73,10 @@ def one(arm: str, seed: int, args: argparse.Namespace) -> dict:
     cfg = yaml.safe_load((folder / "config.yaml").read_text())
     drawn = cfg["algo"]["group_size"] - cfg["algo"].get("references", 0)
     sampled = cfg["steps"] * cfg["tasks_per_step"] * drawn
-    return {**json.loads((folder / "result.json").read_text()), "sampled": sampled}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    late = statistics.fmean(row["reward/iou"] for row in lines[-LAST:])
+    result = json.loads((folder / "result.json").read_text())
+    return {**result, "sampled": sampled, "late/eval/reward/iou": late}
 
 
 def run(config: Path, folder: Path, overrides: list[str]) -> None:
@@ -79,15 +86,16 @@ def run(config: Path, folder: Path, overrides: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def spread(results: list[dict], prefix: str) -> str:
+def spread(results: list[dict], prefix: str, names: tuple[str, ...] = SHOWN) -> str:
+    """Cells of a table: mean over seeds, and the range."""
     cells = []
-    for name in SHOWN:
+    for name in names:
         values = [r[prefix + name] for r in results]
         cells.append(f"{statistics.fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
     return " | ".join(cells)
 
 
-def floors(data: Path, overrides: list[str]) -> dict[str, tuple[float, float]]:
+def floors(data: Path) -> dict[str, tuple[float, float]]:
     """R1@0.5 and mIoU of answers that do not read the query; the share is fitted on training rows."""
     paths = (str(data / "train.json.gz"), str(data / "val_1_part1.json.gz"))
     env = Grounding(*paths, limit=3000)

@@ -101,9 +101,7 @@ class Run:
     ) -> list[Group]:
         """Samples `n` completions of each task; group `i` belongs to `tasks[i]`, unscored.
 
-        guide: the last members of each group begin with (part of) the task's demonstration; where it
-        has none, or one longer than `max_tokens`, they are plain samples.
-
+        guide: see `Guide`; where a demonstration is missing or longer than `max_tokens`, a sample.
         The seed of a completion depends on `key`, the task's place and the member alone, so it does
         not matter which engine drew it.
         """
@@ -402,7 +400,7 @@ def main(
         began = time.monotonic()
         fleet = start_fleet(cfg, placement, waits, start, needs, console.say)
         console.say(
-            f"started {_census(fleet)} in {time.monotonic() - began:.1f} s; run folder {folder}"
+            f"started {fleet.census()} in {time.monotonic() - began:.1f} s; run folder {folder}"
         )
         try:
             run = Run(cfg, algo, tasks, held_out, folder, start, fleet, console)
@@ -460,8 +458,3 @@ def _after_warm_start(
         )
     model = cfg.model.model_copy(update={"path": str(newest / "model")})
     return cfg.model_copy(update={"model": model})
-
-
-def _census(fleet: Fleet) -> str:
-    counts = {"sampler": fleet.samplers, "learner": fleet.learners, "reward worker": fleet.rewards}
-    return ", ".join(f"{len(owners)} {role}" for role, owners in counts.items() if owners)

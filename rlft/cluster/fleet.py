@@ -28,6 +28,11 @@ class Fleet:
     deadlines: Deadlines
     _group: Any
 
+    def census(self) -> str:
+        """How many there are of each role, in words."""
+        counts = {"sampler": self.samplers, "learner": self.learners, "reward worker": self.rewards}
+        return ", ".join(f"{len(owners)} {role}" for role, owners in counts.items() if owners)
+
     def all(
         self, owners: list[Owner], method: str, *args: Any, what: str, deadline_s: float
     ) -> list:

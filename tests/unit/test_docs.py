@@ -277,7 +277,7 @@ def _text(key: ast.expr | None) -> str | None:
 
 SAMPLE_KEYS = {
     *("kind", "task", "prompt", "completion", "target", "reward", "parts", "outcome", "reason"),
-    *("tokens", "truncated"),
+    *("tokens", "truncated", "origin"),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from algos.grpo import GRPO
 from algos.tempsamp import Prefix, TempSamp
 from rlft import registry
-from rlft.errors import ConfigError, DataError, PluginError
+from rlft.errors import ConfigError, DataError
 from rlft.filters import drop_unneeded, given_numbers, part_of
 from rlft.record.summary import collected
 from rlft.reference import sampled_member, wanted
@@ -345,11 +345,11 @@ def test_terms_wrap_grpo_s_and_leave_it_alone_without_references():
     "keys, error, message",
     [
         ({"references": 5}, ConfigError, "more than algo.group_size=4"),
-        ({"stabiliser": "shap"}, PluginError, "Did you mean 'shape'"),
+        ({"stabiliser": "shap"}, ConfigError, "Did you mean 'shape'"),
         ({"stabiliser": {"name": "shape", "tua": 1}}, ConfigError, "Did you mean 'tau'"),
         ({"prefix": {"hihg": 1}}, ConfigError, "hihg"),
         ({"top_entropy": 2.0}, ConfigError, "top_entropy must lie in"),
-        ({"reference_loss": "Clipped"}, PluginError, "unknown loss 'Clipped'"),
+        ({"reference_loss": "Clipped"}, ConfigError, "unknown loss 'Clipped'"),
         ({"phases": {"answer": -1}}, ConfigError, "greater than or equal to 0"),
     ],
 )
