@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def one(arm: str, seed: int, args: argparse.Namespace) -> dict:
     run(CONFIGS / "grounding_form.yaml", start, [*files, build, f"seed={seed}"])
     model = max(start.glob("checkpoints/step_*/model"))
     config, overrides = ARMS[arm]
-    folder = args.out / f"{arm.replace(' ', '_').strip('()')}_{seed}"
+    folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '_', arm).strip('_')}_{seed}"
     own = [*files, "warm_start=null", f"model.path={model}", f"seed={seed}", *overrides, *args.set]
     run(CONFIGS / config, folder, own)
     cfg = yaml.safe_load((folder / "config.yaml").read_text())

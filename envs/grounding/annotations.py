@@ -236,7 +236,10 @@ def _text(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         near = did_you_mean(file.name, (f.name for f in file.parent.glob("*")))
-        raise DataError(f"{path} is not a file.{near} Annotations are read from local files.")
+        raise DataError(
+            f"{path} is not a file.{near} Annotations are read from local "
+            f"files: set env.path and env.held_out_path to those of the data set."
+        )
     try:
         raw = file.read_bytes()
         return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig")

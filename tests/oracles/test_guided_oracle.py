@@ -192,3 +192,19 @@ def test_wrong_values_are_refused():
         LikelihoodRatio(0.0)
     with pytest.raises(ConfigError, match="top_entropy"):
         Guided(top_entropy=1.5)
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 1), slice(1, 2), slice(3, 4)], ids=["sampled", "given", "padding"]
+)
+def test_every_micro_batch_reports_the_same_names(rows):
+    """Ranks add diagnostics up by position: one that left a name out would be added to another's."""
+    _, out, batch = case()
+    some = {
+        f.name: getattr(batch, f.name)[rows]
+        for f in dataclasses.fields(batch)
+        if getattr(batch, f.name) is not None
+    }
+    loss = Guided(reference=LikelihoodRatio())
+    _, named = loss(PolicyOut(out.logp[rows], out.entropy[rows]), Batch(**some))
+    assert named.keys() == loss(out, batch)[1].keys()
