@@ -7,9 +7,10 @@ correction between engine and learner, and means of rewards are over sampled ans
 The general form has five choices: how many reference rows (`references`), whole or a prefix
 (`prefix`), what is learnt from given tokens (`reference_loss`, `sft_coef`: the behaviour probability
 and its shaping), which statistics (`stabiliser`), and when (`only_failed`, `phases`). LUFFY, SRFT,
-UFT and Prefix-RFT are other values of these (configs/). The shipped config aims at the paper's
-ablation (table 4, Charades-STA R1@0.7: GRPO 46.0, naive mixing 41.3, shaping 49.6), on text alone.
-Left out: an expert's recorded probabilities, which no data set here has.
+UFT and Prefix-RFT are other values of these (configs/); the last three follow second-hand accounts.
+The paper's ablation has the order GRPO 46.0, naive mixing 41.3, shaping 49.6 (R1@0.7, Charades-STA,
+7B, video); what comes out here on text alone is in docs/results.md. Left out: an expert's recorded
+probabilities, which no data set here has.
 """
 
 from __future__ import annotations
