@@ -6,22 +6,22 @@ put them; a trajectory knows where.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import numpy as np
 import ray
 from ray import cloudpickle
 
-from rlft.cluster.fleet import Ask, Fleet
+from rlft.cluster.fleet import Fleet, Question
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.policy.text import Text
+from rlft.reference import Demo, Wanted, demo_member, demo_row, sampled_member, wanted
 from rlft.rewards.scorer import Scored
-from rlft.sampling.sampler import Head
+from rlft.sampling.sampler import Ask
 from rlft.seeding import Key
-from rlft.types import Attempt, Group, Outcome, Row, RowRef, Sampling, Task, Trajectory
+from rlft.types import Attempt, Group, Guide, Outcome, RowRef, Sampling, Task, Trajectory
 
 
 class Collector:
@@ -31,34 +31,47 @@ class Collector:
         self._cfg, self._fleet, self._text = cfg, fleet, text
 
     def sample(
-        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool, max_tokens: int | None
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        key: Key,
+        greedy: bool,
+        max_tokens: int | None,
+        guide: Guide | None = None,
     ) -> list[Group]:
         """Group `i` holds `n` completions of `tasks[i]`; see `Run.rollout`."""
         if not self._fleet.samplers:
             raise ConfigError("this samples, but sampler.num is 0; set it to at least 1")
         sampling = self._sampling(greedy, max_tokens)
-        prompts = []
-        for place, task in enumerate(tasks):
-            ids = self._text.fitting_prompt(task, sampling.max_tokens, self._cfg.model.max_length)
-            prompts.append((ids, [key.child(place, j).seed(31) for j in range(n)]))
+        asked = [
+            self._wanted(
+                task, [key.child(place, j).seed(31) for j in range(n)], sampling, guide, place
+            )
+            for place, task in enumerate(tasks)
+        ]
         shares = _shares(len(tasks), len(self._fleet.samplers))
         questions = [
-            (sampler, _generating([prompts[i] for i in share], sampling))
+            (sampler, _generating([a for i in share for a in asked[i].asks], sampling))
             for sampler, share in zip(self._fleet.samplers, shares, strict=True)
         ]
         answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
+        demos = _stored([demo for wish in asked for demo in wish.demos])
         groups = []
         for share, ((version, heads), rows) in zip(shares, answers, strict=True):
-            for order, place in enumerate(share):
-                mine = range(order * n, (order + 1) * n)
-                name, length = f"{key.path[-1]}.{place}", len(prompts[place][0])
+            found = ((head, RowRef(rows, i)) for i, head in enumerate(heads))
+            for place in share:
+                task, name = tasks[place], f"{key.path[-1]}.{place}"
                 members = [
-                    _sampled(
-                        f"{name}.{j}", tasks[place], length, heads[i], version, RowRef(rows, i)
-                    )
-                    for j, i in enumerate(mine)
+                    sampled_member(name, task, ask, *next(found), version=version)
+                    for ask in asked[place].asks
+                    for _ in ask.seeds
                 ]
-                groups.append(Group(tasks[place], tuple(members)))
+                members += [
+                    demo_member(name, task, demo, version, next(demos))
+                    for demo in asked[place].demos
+                ]
+                named = (replace(m, id=f"{name}.{j}") for j, m in enumerate(members))
+                groups.append(Group(task, tuple(named)))
         return groups
 
     def demos(self, tasks: Sequence[Task], version: int) -> list[Group]:
@@ -66,38 +79,27 @@ class Collector:
 
         A response that does not fit into `model.max_length` is cut there.
         """
-        rows: list[Row] = []
-        found: list[tuple[Task, list[tuple[str, int, bool]]]] = []
+        found: list[tuple[Task, list[Demo]]] = []
         for task in tasks:
             prompt = self._text.fitting_prompt(task, 1, self._cfg.model.max_length)
             here = []
             for demo in task.demos:
                 whole = self._text.response_ids(demo)
-                response = whole[: self._cfg.model.max_length - len(prompt)]
-                unknown = np.full(len(response), np.nan, np.float32)
-                here.append((demo, len(rows), len(response) < len(whole)))
-                rows.append(Row(np.array([*prompt, *response], np.int32), len(prompt), unknown))
+                fits = whole[: self._cfg.model.max_length - len(prompt)]
+                here.append(Demo(demo, demo_row(prompt, fits), cut=len(fits) < len(whole)))
             found.append((task, here))
-        stored = ray.put(rows)
-        groups = []
-        for task, here in found:
-            members = tuple(
-                Trajectory(
-                    id=f"demo.{task.id}.{order}",
-                    task_id=task.id,
-                    origin="demo",
-                    text=demo,
-                    prompt_len=rows[at].prompt_len,
-                    num_tokens=len(rows[at].ids) - rows[at].prompt_len,
-                    version=(version, version),
-                    truncated=cut,
-                    row=RowRef(stored, at),
-                )
-                for order, (demo, at, cut) in enumerate(here)
+        refs = _stored([demo for _, here in found for demo in here])
+        return [
+            Group(
+                task,
+                tuple(
+                    demo_member(f"demo.{task.id}.{order}", task, demo, version, next(refs))
+                    for order, demo in enumerate(here)
+                ),
             )
-            if members:
-                groups.append(Group(task, members))
-        return groups
+            for task, here in found
+            if here
+        ]
 
     def outcomes(self, groups: Sequence[Group]) -> tuple[list[Group], list[Scored]]:
         """The same groups with an outcome on every member, and what each reward worker said."""
@@ -115,12 +117,25 @@ class Collector:
         answers = self._fleet.ask(questions, "reward", self._cfg.deadlines.reward)
         outcome: Iterator[Outcome] = itertools.chain.from_iterable(a.outcomes for a in answers)
         scored = [
-            dataclasses.replace(
-                g, members=tuple(dataclasses.replace(m, outcome=next(outcome)) for m in g.members)
-            )
+            replace(g, members=tuple(replace(m, outcome=next(outcome)) for m in g.members))
             for g in groups
         ]
         return scored, answers
+
+    def _wanted(
+        self, task: Task, seeds: list[int], sampling: Sampling, guide: Guide | None, place: int
+    ) -> Wanted:
+        prompt = self._text.fitting_prompt(task, sampling.max_tokens, self._cfg.model.max_length)
+        return wanted(
+            self._text,
+            task,
+            prompt,
+            seeds,
+            share=guide.shares[place] if guide else 0.0,
+            guide=guide,
+            max_tokens=sampling.max_tokens,
+            max_length=self._cfg.model.max_length,
+        )
 
     def _sampling(self, greedy: bool, max_tokens: int | None) -> Sampling:
         cfg = self._cfg.sampler
@@ -136,29 +151,18 @@ class Collector:
         )
 
 
-def _generating(prompts: list[tuple[list[int], list[int]]], sampling: Sampling) -> Ask:
-    return lambda handle: handle.generate.options(num_returns=2).remote(prompts, sampling)
+def _generating(asks: Sequence[Ask], sampling: Sampling) -> Question:
+    return lambda handle: handle.generate.options(num_returns=2).remote(asks, sampling)
 
 
-def _scoring(items: list[bytes]) -> Ask:
+def _scoring(items: list[bytes]) -> Question:
     return lambda handle: handle.score.remote(items)
 
 
-def _sampled(
-    name: str, task: Task, prompt_len: int, head: Head, version: int, row: RowRef
-) -> Trajectory:
-    text, num_tokens, truncated = head
-    return Trajectory(
-        id=name,
-        task_id=task.id,
-        origin="policy",
-        text=text,
-        prompt_len=prompt_len,
-        num_tokens=num_tokens,
-        version=(version, version),
-        truncated=truncated,
-        row=row,
-    )
+def _stored(demos: Sequence[Demo]) -> Iterator[RowRef]:
+    """Puts the demonstrations' rows into the object store; where each lies, in order."""
+    ref = ray.put([demo.row for demo in demos]) if demos else None
+    return (RowRef(ref, index) for index in range(len(demos)))
 
 
 def _attempt(member: Trajectory, task: Task) -> Attempt:

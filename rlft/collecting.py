@@ -6,7 +6,7 @@ on another thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,14 @@ from rlft.record.records import Records
 from rlft.record.summary import collected
 from rlft.scoring import Scoring
 from rlft.seeding import Key
-from rlft.types import Group, Task
+from rlft.types import Group, Guide, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Collecting:
-    """Verbs: `rollout`, `score`, `demos`. step: steps taken before this one; version: of the weights
-    when it began; key: the root of randomness (draw from `ticket.key`); state: the algorithm's own,
-    to be read only; row: the metrics of this ticket."""
+    """Verbs: `rollout`, `score`, `demos`, `note`. step: steps taken before this one; version: of the
+    weights when it began; key: the root of randomness (draw from `ticket.key`); state: the
+    algorithm's own, to be read only; row: the metrics of this ticket."""
 
     cfg: Config
     step: int
@@ -46,14 +46,16 @@ class Collecting:
         key: Key,
         greedy: bool = False,
         max_tokens: int | None = None,
+        guide: Guide | None = None,
     ) -> list[Group]:
         """Samples `n` completions of each task; group `i` belongs to `tasks[i]`, unscored.
 
+        guide: see `Guide`; where a demonstration is missing or longer than `max_tokens`, a sample.
         The seed of a completion depends on `key`, the task's place and the member alone, so it does
         not matter which engine drew it.
         """
         with self.row.timed("rollout"):
-            return self._collector.sample(tasks, n, key, greedy, max_tokens)
+            return self._collector.sample(tasks, n, key, greedy, max_tokens, guide)
 
     async def score(self, groups: Sequence[Group]) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
@@ -75,3 +77,7 @@ class Collecting:
     async def demos(self, tasks: Sequence[Task]) -> list[Group]:
         """Each task with its reference responses as members of origin `demo`, unscored."""
         return self._collector.demos(tasks, self.version)
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Adds an algorithm's own numbers to the metrics of the step."""
+        self.row.update(numbers)

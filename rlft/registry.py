@@ -31,6 +31,7 @@ _HOMES = {
     "engine": "rlft.sampling.engines",
     "loss": "rlft.losses",
     "advantage": "rlft.credit",
+    "stabiliser": "rlft.credit.shaping",
     "reward": "rlft.rewards.builtin",
     "transport": "rlft.weights.transports",
 }

@@ -55,7 +55,7 @@ class Compared:
 
 @dataclass(slots=True)
 class ReplayRun:
-    """What `learn` is given in place of a run: the same facts, and `fit`."""
+    """What `learn` is given in place of a run: the same facts, `fit` and `note`."""
 
     cfg: Config
     algo: Algo
@@ -92,6 +92,10 @@ class ReplayRun:
         if report.skipped == len(job.updates):
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """See `Run.note`."""
+        self.numbers |= numbers
 
 
 def replay(folder: Path, overrides: Iterable[str] = ()) -> list[Compared]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ _SKIPS_BEFORE_STOP = 3
 
 
 class Run:
-    """What a run is and does. An algorithm learns with `fit`, and collects with the verbs of what
-    `collecting` returns; the loop's own are `publish`, `record`, `evaluate`, `save`, `restore`."""
+    """What a run is and does. An algorithm learns with `fit` and `note`, and collects with the verbs of
+    what `collecting` returns; the loop's own are `publish`, `record`, `evaluate`, `save`, `restore`."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Run:
         size = json.loads((start / "config.json").read_text())["vocab_size"]
         self._publisher = Publisher(cfg, fleet, canary_ids(first, size, self.key))
 
-    # -- the verb of algorithms ------------------------------------------------------------------
+    # -- verbs of algorithms ---------------------------------------------------------------------
 
     def fit(
         self,
@@ -114,6 +114,10 @@ class Run:
         if reports[0].skipped == len(job.updates):
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Adds an algorithm's own numbers to the metrics of the step."""
+        self._row.update(numbers)
 
     # -- verbs of the loop -----------------------------------------------------------------------
 

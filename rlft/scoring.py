@@ -81,8 +81,8 @@ class Scoring:
         """The groups with others, scored, behind members whose reward failed, which stay to be counted.
 
         In at most `rewards.refill_tries` rounds; whatever is missing then stays missing. A replacement's
-        seed depends on the member it stands for and on the round alone. Demonstrations are not
-        replaced: sampling gives none.
+        seed depends on the member it stands for and on the round alone. Members that were given
+        something (demonstrations, prefixes) are not replaced: sampling gives none.
         """
         filled = list(groups)
         missing = [(at, m) for at, g in enumerate(groups) for m in g.members if _to_replace(m)]

@@ -4,11 +4,42 @@ save: whoever knows the number of the next ticket knows its tasks."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from rlft.errors import DataError
+from rlft.errors import ConfigError, DataError, did_you_mean
 from rlft.seeding import Key
 from rlft.types import Task, Ticket
+
+
+def mode_at(phases: Mapping[str, int] | None, step: int) -> str | None:
+    """The mode whose phase `step` (from 0) is in: the last that has begun; None without phases.
+
+    phases: the first step of each mode. Raises ConfigError if none has begun.
+    """
+    if not phases:
+        return None
+    begun = [(first, mode) for mode, first in phases.items() if first <= step]
+    if not begun:
+        raise ConfigError(f"no phase begins at step 0, which needs one; got {dict(phases)}")
+    return max(begun)[1]
+
+
+def in_mode(task: Task, mode: str | None) -> Task:
+    """The task as `mode` poses it: `task.info["modes"][mode]` holds the fields that differ, such as
+    `prompt` and `demos`; `info["mode"]` then says which it is. None: the task as it is.
+
+    Raises DataError if the task knows no such mode.
+    """
+    if mode is None:
+        return task
+    modes = task.info.get("modes", {})
+    if mode not in modes:
+        raise DataError(
+            f"task {task.id!r} has no mode {mode!r}.{did_you_mean(mode, modes)} "
+            f"It has: {', '.join(modes) or 'none'}; an environment sets them in info['modes']."
+        )
+    return replace(task, **modes[mode], info={**task.info, "mode": mode})
 
 
 class TaskStream:

@@ -109,7 +109,7 @@ class _Attempt:
         began = time.monotonic()
         fleet = start_fleet(self.cfg, self.plan, waits, self.start, needs, self.console.say)
         self.console.say(
-            f"started {_census(fleet)} in {time.monotonic() - began:.1f} s; run folder {self.folder}"
+            f"started {fleet.census()} in {time.monotonic() - began:.1f} s; run folder {self.folder}"
         )
         return fleet
 
@@ -171,8 +171,3 @@ def _after_warm_start(
         )
     model = cfg.model.model_copy(update={"path": str(newest / "model")})
     return cfg.model_copy(update={"model": model})
-
-
-def _census(fleet: Fleet) -> str:
-    counts = {"sampler": fleet.samplers, "learner": fleet.learners, "reward worker": fleet.rewards}
-    return ", ".join(f"{len(owners)} {role}" for role, owners in counts.items() if owners)

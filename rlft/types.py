@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Prompt = str | tuple[Mapping[str, str], ...]
 """Raw text, or chat messages `({"role": ..., "content": ...}, ...)`."""
 
-Origin = Literal["policy", "demo", "expert"]
-"""Who chose the actions: the policy being trained, the data set, or another policy."""
+Origin = Literal["policy", "demo", "mixed", "expert"]
+"""Who chose the actions: the policy being trained, the data set, first the data set and then the
+policy (a demonstration's prefix, continued), or another policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,20 @@ class Ticket:
     index: int
     tasks: tuple[Task, ...]
     key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """Reference rows of a rollout: the last `num` members of each group are not sampled whole.
+
+    They begin with a share of their task's demonstration, which the policy then continues. shares:
+    one a task, in [0, 1]; 1 is the demonstration itself, 0 a plain sample. trained: whether the
+    prefix belongs to the response (then its `sample_logp` is NaN) or to the prompt.
+    """
+
+    num: int
+    shares: tuple[float, ...]
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +159,8 @@ class Attempt:
 class Trajectory:
     """One attempt at a task, as the driver sees it: numbers and text, no per-token arrays.
 
-    version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`.
+    version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`;
+    given_tokens: how many of the response's first tokens came from a demonstration.
     """
 
     id: str
@@ -157,6 +173,7 @@ class Trajectory:
     truncated: bool
     row: RowRef
     outcome: Outcome | None = None
+    given_tokens: int = 0
 
     @property
     def reward(self) -> float | None:

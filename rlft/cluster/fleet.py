@@ -21,7 +21,7 @@ from rlft.cluster.waits import Owner, Waits, end
 from rlft.config import Config
 from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError
 
-Ask = Callable[[Any], Any]
+Question = Callable[[Any], Any]
 """Puts a question to an actor's handle; returns the reference to its answer, or a list of those. A
 question can be put again, to a replacement."""
 
@@ -63,6 +63,11 @@ class Fleet:
     def owners(self) -> list[Owner]:
         return [*self.samplers, *self.learners, *self.rewards]
 
+    def census(self) -> str:
+        """How many there are of each role, in words."""
+        counts = {"sampler": self.samplers, "learner": self.learners, "reward worker": self.rewards}
+        return ", ".join(f"{len(owners)} {role}" for role, owners in counts.items() if owners)
+
     def all(
         self, owners: Sequence[Owner], method: str, *args: Any, what: str, deadline_s: float
     ) -> list:
@@ -73,7 +78,9 @@ class Fleet:
 
         return self.ask([(owner, ask) for owner in owners], what, deadline_s)
 
-    def ask(self, questions: Sequence[tuple[Owner, Ask]], what: str, deadline_s: float) -> list:
+    def ask(
+        self, questions: Sequence[tuple[Owner, Question]], what: str, deadline_s: float
+    ) -> list:
         """Puts every question at once; returns the answers in order. Who is lost meanwhile is
         replaced and asked again.
 

@@ -188,7 +188,7 @@ def _accumulate(
         row_loss = row_loss + weighted.detach().sum(dim=1)
         sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per_update=True)
         for name, value_BT in diagnostics.items():
-            sums.over(name, value_BT, inputs.mask)
+            sums.over(name, value_BT, inputs.mask & ~value_BT.isnan())  # NaN: does not apply there
     learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
     gaps = mismatch(batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)

@@ -25,21 +25,31 @@ def success(result: Mapping[str, float]) -> dict[str, float]:
 
 
 def collected(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, tokens and shares of what a step collected, before anything is filtered."""
+    """Rewards, tokens and shares of what a step collected, before anything is filtered.
+
+    Of answers that the policy chose whole: what was given to it (origin `demo` or `mixed`) would
+    flatter every mean, so its reward has a name of its own.
+    """
     members, _ = members_of(groups)
-    tokens = sum(m.num_tokens for m in members)
-    return {
-        **reward_summary(members),
+    own = [m for m in members if m.origin == "policy"]
+    given = [m.reward for m in members if m.origin != "policy" and m.reward is not None]
+    tokens = sum(m.num_tokens for m in own)
+    sampled = tokens + sum(m.num_tokens - m.given_tokens for m in members if m.origin == "mixed")
+    out = {
+        **reward_summary(own),
         "groups": len(groups),
         "groups/flat": sum(len(set(g.rewards)) <= 1 for g in groups) / max(1, len(groups)),
         "groups/short": sum(len(g.members) > 1 >= len(g.rewards) for g in groups),
         "tokens/prompt": sum(m.prompt_len for m in members),
-        "tokens/completion": tokens,
-        "completion/mean_tokens": tokens / max(1, len(members)),
-        "completion/truncated": sum(m.truncated for m in members) / max(1, len(members)),
+        "tokens/completion": sampled,
+        "completion/mean_tokens": tokens / max(1, len(own)),
+        "completion/truncated": sum(m.truncated for m in own) / max(1, len(own)),
         "time/reward_p50_s": latency(members, 50),
         "time/reward_p99_s": latency(members, 99),
     }
+    if given:
+        out["reward/given_mean"] = float(np.mean(given))
+    return out
 
 
 def latency(members: Sequence[Trajectory], percentile: float) -> float:
@@ -84,6 +94,7 @@ def sample_rows(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[
             "reward": outcome.reward if outcome else None,
             "parts": dict(outcome.parts) if outcome else {},
             "outcome": outcome.kind if outcome else None,
+            "origin": m.origin,
             "reason": outcome.reason if outcome else "",
             "tokens": m.num_tokens,
             "truncated": m.truncated,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,25 @@ from rlft.cluster import stacks
 from rlft.config import Config
 from rlft.errors import WeightsMismatch
 from rlft.policy.text import Text
-from rlft.types import Request, Row, Sampling, WeightUpdate
+from rlft.types import Completion, Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest
 from rlft.weights.transports import Meeting
 
 Head = tuple[str, int, bool]
-"""What the driver learns of a completion: (text, number of tokens, truncated)."""
+"""What the driver learns of a completion: (text of the response, tokens sampled, truncated)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A prompt to complete once a seed, after `prefix`: tokens that the response begins with.
+
+    trained: the prefix is part of the response's row, with NaN for `sample_logp`; else of its prompt.
+    """
+
+    prompt: tuple[int, ...]
+    seeds: tuple[int, ...]
+    prefix: tuple[int, ...] = ()
+    trained: bool = True
 
 
 class Sampler:
@@ -57,22 +72,22 @@ class Sampler:
         return self._where
 
     def generate(
-        self, prompts: list[tuple[list[int], list[int]]], sampling: Sampling
+        self, asks: Sequence[Ask], sampling: Sampling
     ) -> tuple[tuple[int, list[Head]], list[Row]]:
-        """Completes each (prompt tokens, seeds) once a seed.
+        """Completes each prompt once a seed; a prefix counts towards `sampling.max_tokens`.
 
         Returns ((version, heads), rows), two objects of the store: heads for the driver, and rows
         that stay where they are until a learner rank asks for them.
         """
-        requests = [Request(tuple(ids), seed) for ids, seeds in prompts for seed in seeds]
+        jobs = [(ask, seed) for ask in asks for seed in ask.seeds]
+        requests = [Request(ask.prompt + ask.prefix, seed) for ask, seed in jobs]
         completions = self._engine.generate(requests, sampling)
         heads, rows = [], []
-        for request, completion in zip(requests, completions, strict=True):
-            heads.append(
-                (self._text.decode(completion.ids), len(completion.ids), not completion.stopped)
-            )
-            ids = np.concatenate([np.array(request.prompt_ids, np.int32), completion.ids])
-            rows.append(Row(ids, len(request.prompt_ids), completion.logp))
+        for (ask, _), whole in zip(jobs, completions, strict=True):
+            completion = _within(whole, sampling.max_tokens - len(ask.prefix))
+            text = self._text.decode([*ask.prefix, *completion.ids])
+            heads.append((text, len(completion.ids), not completion.stopped))
+            rows.append(_row(ask, completion))
         return (self._version, heads), rows
 
     def meet(self, meeting: Meeting, index: int) -> None:
@@ -112,3 +127,18 @@ class Sampler:
     def progress(self) -> tuple[int, int]:
         """(finished, asked for) of the generation under way; answered on a thread of its own."""
         return self._engine.progress()
+
+
+def _within(completion: Completion, room: int) -> Completion:
+    """The completion, cut to `room` tokens."""
+    if len(completion.ids) <= room:
+        return completion
+    return Completion(completion.ids[:room], completion.logp[:room], stopped=False)
+
+
+def _row(ask: Ask, completion: Completion) -> Row:
+    ids = np.concatenate([np.array(ask.prompt + ask.prefix, np.int32), completion.ids])
+    if not ask.trained:
+        return Row(ids, len(ask.prompt) + len(ask.prefix), completion.logp)
+    unknown = np.full(len(ask.prefix), np.nan, np.float32)
+    return Row(ids, len(ask.prompt), np.concatenate([unknown, completion.logp]))

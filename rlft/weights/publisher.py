@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlft import registry
-from rlft.cluster.fleet import Ask, Fleet
+from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import Owner
 from rlft.config import Config
 from rlft.types import WeightUpdate
@@ -56,7 +56,7 @@ class Publisher:
         else:
             self._held = sent
         canary = self._canary
-        own: list[tuple[Owner, Ask]]
+        own: list[tuple[Owner, Question]]
         own = [(o, lambda handle: handle.canary.remote(canary)) for o in fleet.learners]
         theirs = [(o, lambda handle: handle.score.remote(canary)) for o in fleet.samplers]
         answers = fleet.ask([*own, *theirs], "canary", limit)

@@ -289,7 +289,7 @@ SAMPLE_KEYS = {
         "outcome",
         "reason",
     ),
-    *("tokens", "truncated", "engine_logp", "learner_logp"),
+    *("tokens", "truncated", "origin", "engine_logp", "learner_logp"),
 }
 
 
