@@ -15,6 +15,7 @@ probabilities, which no data set here has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -25,13 +26,14 @@ from pydantic import ConfigDict, Field
 from algos.grpo import GRPO
 from rlft import registry
 from rlft.config import Natural
-from rlft.credit.shaping import Scored, diagnostics
+from rlft.credit.reads import reads
+from rlft.credit.shaping import Credit, Scored, diagnostics
 from rlft.errors import ConfigError, DataError
-from rlft.filters import drop_flat, drop_unneeded, given_numbers, part_of, rewards_of
+from rlft.filters import drop_flat, drop_short, drop_unneeded, given_numbers, part_of, rewards_of
 from rlft.losses.guided import Guided, ReferenceLikelihood
 from rlft.schedule import Scheduled, value_at
 from rlft.tasks import in_mode, mode_at
-from rlft.types import Group, Guide, Term, Ticket, WeightUpdate
+from rlft.types import Group, Guide, Term, Ticket
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class TempSamp(GRPO):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.stabilise()
+        self._credit_of_rewards()
+        if self.refill:
+            raise ConfigError(
+                "algo.refill is of grpo alone: tempsamp poses no tasks in place of others"
+            )
         if self.references > self.group_size:
             raise ConfigError(
                 f"algo.references is {self.references}, more than algo.group_size="
@@ -126,21 +133,36 @@ class TempSamp(GRPO):
         trained = self.reference_loss is not None or self.sft_coef != 0
         guide = Guide(self.references, shares, trained) if self.references else None
         groups = await run.rollout(tasks, n=self.group_size, key=ticket.key, guide=guide)
-        groups = await run.score(groups)
+        groups = drop_short(await run.score(groups))
         if self.only_failed is not None:
             groups = drop_unneeded(groups, self.only_failed)
         if guide:
             run.note(given_numbers(groups))
-        return drop_flat(groups) if self.drop_flat else groups
+        return drop_flat(groups, self.metric) if self.drop_flat else groups
 
-    def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
-        reward_B, group_B = rewards_of(groups)
+    def _advantages(self, run, groups: Sequence[Group]) -> torch.Tensor:
+        reward_B, (_, group_B) = self._rewards(run, groups), rewards_of(groups)
         task_B = part_of(groups, self.task_part)
         sampled = [m.origin == "policy" for g in groups for m in g.members]
         sampled_B = torch.tensor(sampled, dtype=torch.bool)
         rows = Scored(task_B, reward_B - task_B, group_B, sampled_B)
-        adv = self.stabilise()(rows, self.credit())
-        run.note(diagnostics(rows, adv, self.credit()))
-        return run.fit(
-            groups, adv, aggregate=self.aggregate, epochs=self.epochs, minibatches=self.minibatches
-        )
+        credit = self._credit_of_rewards()
+        adv_B = self.stabilise()(rows, credit)
+        run.note(diagnostics(rows, adv_B, credit))
+        return adv_B
+
+    def _credit_of_rewards(self) -> Credit:
+        """The advantage as a stabiliser asks it, of samples alone, say: rewards and groups in."""
+        credit = self.credit()
+        names = reads(credit)
+        if more := [n for n in names if n not in ("reward_B", "group_B")]:
+            raise ConfigError(
+                f"algo.advantage reads {', '.join(more)}; a stabiliser knows reward_B and group_B "
+                f"only. Take another advantage, such as rloo."
+            )
+
+        def of_rewards(reward_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
+            known = {"reward_B": reward_B, "group_B": group_B}
+            return credit(**{name: known[name] for name in names})
+
+        return of_rewards

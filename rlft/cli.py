@@ -176,7 +176,17 @@ def list_() -> None:
     from rlft import registry
 
     table = Table("kind", "name", "what it is", box=None, pad_edge=False)
-    for kind in ("algo", "env", "engine", "reward", "advantage", "stabiliser", "loss", "transport"):
+    for kind in (
+        "algo",
+        "env",
+        "engine",
+        "reward",
+        "advantage",
+        "stabiliser",
+        "loss",
+        "correction",
+        "transport",
+    ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))
     Console().print(table)

@@ -37,6 +37,7 @@ class Collecting:
     _records: Records
     _phase: Callable[[str, int], None]
     row: StepRow = field(default_factory=StepRow)
+    _scored: list[Group] = field(default_factory=list)
 
     async def rollout(
         self,
@@ -70,8 +71,9 @@ class Collecting:
         if self.cfg.rewards.on_error == "refill":
             with self.row.timed("refill"):
                 groups = self._scoring.refilled(groups, step)
-        self.row["reward/restarts"] = self._scoring.restarts()
-        self.row.update(collected(groups))
+        restarts = self.row.get("reward/restarts", 0) + self._scoring.restarts()
+        self._scored.extend(groups)  # an algorithm may score several times in a step
+        self.row.update({**collected(self._scored), "reward/restarts": restarts})
         return drop_errors(groups)
 
     async def demos(self, tasks: Sequence[Task]) -> list[Group]:

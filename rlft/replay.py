@@ -86,8 +86,9 @@ class ReplayRun:
             "epochs": epochs,
             "minibatches": minibatches,
         }
-        job = fit_job(self.cfg, self.algo, self.step, members, adv, **keys)
+        job = fit_job(self.cfg, self.algo, self.step, members, adv, self.state, **keys)
         report = self._fit(job, [self._rows[m.row.index] for m in members])
+        self.state = self.algo.next_state(self.state, report.metrics)
         self.numbers |= {**report.metrics, "rows": len(members)}
         if report.skipped == len(job.updates):
             return None

@@ -90,22 +90,22 @@ class Run:
         if not members:
             return None
         job = fit_job(
-            *(self.cfg, self.algo, self.step, members, adv),
+            *(self.cfg, self.algo, self.step, members, adv, self.state),
             aggregate=aggregate,
             epochs=epochs,
             minibatches=minibatches,
         )
-        refs = [m.row for m in members]
         self._console.phase("learn", self.step + 1)
         with self._row.timed("learn"), self._fleet.samplers_asleep():
             reports = self._fleet.all(
                 self._fleet.learners,
                 "fit",
                 job,
-                refs,
+                [m.row for m in members],
                 what="learn",
                 deadline_s=self.cfg.deadlines.learn,
             )
+        self.state = self.algo.next_state(self.state, reports[0].metrics)
         self._row.update(reports[0].metrics)
         self._row["rows"] = len(members)
         traces = [trace for report in reports for trace in report.traces]

@@ -4,6 +4,7 @@ its step make the same job."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,14 @@ def fit_job(
     step: int,
     members: Sequence[Trajectory],
     adv: Sequence[float] | torch.Tensor | None,
+    state: Any,
     *,
     aggregate: Aggregation,
     epochs: int,
     minibatches: int,
 ) -> FitJob:
-    """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`.
+    """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`. state: the
+    algorithm's own, which its coefficients may follow.
 
     Raises ValueError if `adv` is not one number per member.
     """
@@ -52,7 +55,7 @@ def fit_job(
         adv=adv_B,
         on_policy=on_policy,
         terms=algo.terms,
-        coef=tuple(value_at(t.coef, step) for t in algo.terms),
+        coef=tuple(value_at(t.coef, step, state) for t in algo.terms),
         aggregate=aggregate,
         max_tokens=cfg.sampler.max_tokens,
         lr=value_at(cfg.learner.lr, step),

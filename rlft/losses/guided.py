@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from rlft.errors import ConfigError
-from rlft.losses.aggregate import masked
+from rlft.losses.aggregate import Aggregation, masked, per_decision
 from rlft.losses.surrogate import ClippedSurrogate
 from rlft.types import Batch, LossFn, PolicyOut
 
@@ -50,6 +49,11 @@ class Guided:
         both = (self.policy, self.reference)
         return tuple({n for loss in both for n in getattr(loss, "needs", ())})
 
+    @property
+    def aggregate(self) -> Aggregation:
+        """What the loss of the policy's own tokens asks for."""
+        return getattr(self.policy, "aggregate", "token")
+
     def __call__(
         self, out: PolicyOut, batch: Batch
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -57,7 +61,7 @@ class Guided:
         given_BT = given_mask(batch)
         chosen_BT = batch.mask & ~given_BT
         chosen = dataclasses.replace(batch, mask=chosen_BT, on_policy=chosen_BT.any(1))
-        loss_BT, found = _pair(self.policy(out, chosen))
+        loss_BT, found = _parts(self.policy, out, chosen)
         named = {n: _only(value, chosen_BT) for n, value in found.items()}
         if self.reference is None:
             return loss_BT, named
@@ -67,7 +71,7 @@ class Guided:
         given = dataclasses.replace(
             batch, mask=given_BT, adv=adv_BT, on_policy=torch.zeros_like(batch.on_policy)
         )
-        reference_BT, found = _pair(self.reference(out, given))
+        reference_BT, found = _parts(self.reference, out, given)
         named |= {f"reference/{n}": _only(value, given_BT) for n, value in found.items()}
         return loss_BT + reference_BT, named
 
@@ -136,8 +140,13 @@ class SignedLikelihood:
         )
 
 
-def _pair(value: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return value if isinstance(value, tuple) else (value, {})
+def _parts(
+    loss: LossFn, out: PolicyOut, batch: Batch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`[B, T]`, 0 where masked, whatever the kind of `loss`, and its diagnostics."""
+    value = loss(out, batch)
+    value, found = value if isinstance(value, tuple) else (value, {})
+    return per_decision(type(loss).__name__, value, batch.mask), found
 
 
 def _only(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize(
-    "kind", ["algo", "env", "engine", "loss", "advantage", "reward", "stabiliser"]
+    "kind", ["algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"]
 )
 def test_everything_says_what_it_is(kind):
     for name in registry.short_names(kind):
