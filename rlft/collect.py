@@ -39,7 +39,7 @@ class Collector:
         max_tokens: int | None,
         guide: Guide | None = None,
     ) -> list[Group]:
-        """Group `i` holds `n` completions of `tasks[i]`; see `Run.rollout`."""
+        """Group `i` holds `n` completions of `tasks[i]`; see `Collecting.rollout`."""
         if not self._fleet.samplers:
             raise ConfigError("this samples, but sampler.num is 0; set it to at least 1")
         sampling = self._sampling(greedy, max_tokens)
