@@ -337,6 +337,7 @@ def test_terms_wrap_grpo_s_and_leave_it_alone_without_references():
     assert TempSamp(references=0).terms == GRPO(group_size=4).terms
     names = [t.name for t in TempSamp(kl_coef=0.1, sft_coef=0.5).terms]
     assert names == ["policy", "kl", "sft"]
+    assert TempSamp(loss="gspo").aggregate == "sequence", "what the wrapped loss asks for"
     half = TempSamp(references=2, prefix=Prefix()).terms[0].fn
     assert half.prefix_weight == 0.5 and TempSamp(references=2).terms[0].fn.prefix_weight == 1
 
@@ -350,6 +351,8 @@ def test_terms_wrap_grpo_s_and_leave_it_alone_without_references():
         ({"prefix": {"hihg": 1}}, ConfigError, "hihg"),
         ({"top_entropy": 2.0}, ConfigError, "top_entropy must lie in"),
         ({"reference_loss": "Clipped"}, ConfigError, "unknown loss 'Clipped'"),
+        ({"refill": 1}, ConfigError, "algo.refill is of grpo alone"),
+        ({"advantage": "reinforce_pp"}, ConfigError, "reads length_B; a stabiliser knows reward_B"),
         ({"phases": {"answer": -1}}, ConfigError, "greater than or equal to 0"),
     ],
 )
