@@ -14,6 +14,7 @@ import torch
 
 from rlft.errors import ConfigError
 from rlft.losses.aggregate import Aggregation, masked, per_decision
+from rlft.losses.corrected import Corrected
 from rlft.losses.surrogate import ClippedSurrogate
 from rlft.types import Batch, LossFn, PolicyOut
 
@@ -35,7 +36,7 @@ class Guided:
     advantage (Prefix-RFT, arXiv 2507.01679); 1: all.
     """
 
-    policy: LossFn = field(default_factory=ClippedSurrogate)
+    policy: LossFn = field(default_factory=lambda: Corrected(ClippedSurrogate()))
     reference: LossFn | None = field(default_factory=ClippedSurrogate)
     prefix_weight: float = 1.0
     top_entropy: float = 1.0
