@@ -10,7 +10,7 @@ and `aggregate: token`. Beyond the paper: truncated importance sampling between 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,10 @@ class GRPO(Algo):
     aggregate: mean over tokens, over answers, or by a constant length; kl_coef: 0 needs no reference;
     correction_cap: largest engine-to-learner weight, null for none; loss: replaces the clipped
     surrogate by a plug-in; advantage: replaces the group-relative one."""
+
+    max_staleness: ClassVar[int] = (
+        1_000  # the correction weighs each token by the version that drew it
+    )
 
     group_size: Annotated[int, Field(ge=2)] = 8
     advantage: str | dict | None = None

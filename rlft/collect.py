@@ -48,14 +48,13 @@ class Collector:
         ]
         answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
         groups = []
-        for share, ((version, heads), rows) in zip(shares, answers, strict=True):
+        for share, ((seconds, heads), rows) in zip(shares, answers, strict=True):
+            self._fleet.was_busy("samplers", seconds)
             for order, place in enumerate(share):
                 mine = range(order * n, (order + 1) * n)
                 name, length = f"{key.path[-1]}.{place}", len(prompts[place][0])
                 members = [
-                    _sampled(
-                        f"{name}.{j}", tasks[place], length, heads[i], version, RowRef(rows, i)
-                    )
+                    _sampled(f"{name}.{j}", tasks[place], length, heads[i], RowRef(rows, i))
                     for j, i in enumerate(mine)
                 ]
                 groups.append(Group(tasks[place], tuple(members)))
@@ -144,10 +143,8 @@ def _scoring(items: list[bytes]) -> Ask:
     return lambda handle: handle.score.remote(items)
 
 
-def _sampled(
-    name: str, task: Task, prompt_len: int, head: Head, version: int, row: RowRef
-) -> Trajectory:
-    text, num_tokens, truncated = head
+def _sampled(name: str, task: Task, prompt_len: int, head: Head, row: RowRef) -> Trajectory:
+    text, num_tokens, truncated, version = head
     return Trajectory(
         id=name,
         task_id=task.id,
@@ -155,7 +152,7 @@ def _sampled(
         text=text,
         prompt_len=prompt_len,
         num_tokens=num_tokens,
-        version=(version, version),
+        version=version,
         truncated=truncated,
         row=row,
     )

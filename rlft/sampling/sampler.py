@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from rlft.cluster import stacks
 from rlft.config import Config
 from rlft.errors import WeightsMismatch
 from rlft.policy.text import Text
+from rlft.sampling.desk import Desk
 from rlft.types import Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest
 from rlft.weights.transports import Meeting
 
-Head = tuple[str, int, bool]
-"""What the driver learns of a completion: (text, number of tokens, truncated)."""
+Head = tuple[str, int, bool, tuple[int, int]]
+"""What the driver learns of a completion: (text, number of tokens, truncated, (oldest, newest) version
+that drew its tokens)."""
 
 
 class Sampler:
@@ -29,7 +33,7 @@ class Sampler:
         self._name, self._cfg, self._folder = name, cfg, folder
         self._text = Text(folder, cfg.sampler.stop)
         self._transport = registry.build("transport", cfg.publish.transport)
-        self._version = -1
+        self._desk = Desk()
 
     def start(self) -> None:
         """Builds the engine and pays the one-off costs of a first request.
@@ -58,22 +62,38 @@ class Sampler:
 
     def generate(
         self, prompts: list[tuple[list[int], list[int]]], sampling: Sampling
-    ) -> tuple[tuple[int, list[Head]], list[Row]]:
+    ) -> tuple[tuple[float, list[Head]], list[Row]]:
         """Completes each (prompt tokens, seeds) once a seed.
 
-        Returns ((version, heads), rows), two objects of the store: heads for the driver, and rows
-        that stay where they are until a learner rank asks for them.
+        Returns ((seconds it took, heads), rows), two objects of the store: heads for the driver, and
+        rows that stay where they are until a learner rank asks for them.
         """
+        began = time.monotonic()
         requests = [Request(tuple(ids), seed) for ids, seeds in prompts for seed in seeds]
-        completions = self._engine.generate(requests, sampling)
+        desk = (self._desk,) if self._cfg.max_staleness else ()
+        completions = self._engine.generate(requests, sampling, *desk)
         heads, rows = [], []
         for request, completion in zip(requests, completions, strict=True):
-            heads.append(
-                (self._text.decode(completion.ids), len(completion.ids), not completion.stopped)
-            )
+            text, drawn = self._text.decode(completion.ids), completion.version
+            versions = (self._desk.version,) * 2
+            if drawn is not None:
+                versions = (int(drawn.min()), int(drawn.max()))
+            heads.append((text, len(completion.ids), not completion.stopped, versions))
             ids = np.concatenate([np.array(request.prompt_ids, np.int32), completion.ids])
-            rows.append(Row(ids, len(request.prompt_ids), completion.logp))
-        return (self._version, heads), rows
+            rows.append(Row(ids, len(request.prompt_ids), completion.logp, drawn))
+        return (time.monotonic() - began, heads), rows
+
+    @ray.method(concurrency_group="between")
+    def between(self, job: int, method: str, *args: Any) -> Any:
+        """`method(*args)` by the engine's own thread, between two tokens if it is decoding.
+
+        Needs a `serve` of the same job, for when it is not. job: a number of its own.
+        """
+        return self._desk.ask(job, functools.partial(getattr(self, method), *args))
+
+    def serve(self, job: int) -> None:
+        """Waits until `job` is done, here or in a `generate` before this."""
+        self._desk.serve_until(job)
 
     def meet(self, meeting: Meeting, index: int) -> None:
         """Joins the learner; call it on rank 0 and on every sampler at once."""
@@ -90,12 +110,13 @@ class Sampler:
         """
         handed = self._transport.deliver(self._engine, update, payload)
         check_manifest(update.manifest, handed, receiver=self._name)
-        if update.version <= self._version:
+        held = self._desk.version
+        if update.version <= held:
             raise WeightsMismatch(
-                f"{self._name} holds version {self._version} and was sent version {update.version}"
+                f"{self._name} holds version {held} and was sent version {update.version}"
             )
-        self._version = update.version
-        return self._version
+        self._desk.version = update.version
+        return update.version
 
     def score(self, ids: list[int]) -> np.ndarray:
         """Log-probs `[L-1]` of the canary prompt, at temperature 1."""
