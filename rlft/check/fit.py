@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rlft.check.hardware import Hardware
@@ -185,15 +186,16 @@ def _apply(cfg: Config, change: Change) -> Config:
 def _fits(
     cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, change: Change
 ) -> bool:
-    if change.get("model", {}).get("lora"):
-        from rlft.check.model_shape import model_shape
-
-        found = model_shape(cfg)
-        if isinstance(found, str):
-            return False
-        shape = found
+    if lora := change.get("model", {}).get("lora"):
+        shape = replace(shape, trained=_adapters(shape, lora.rank))
     try:
         make_plan(cfg, hardware.resources)
     except ResourceError:
         return False
     return not _faults(cfg, shape, hardware, reference, lambda line: None)
+
+
+def _adapters(shape: ModelShape, rank: int) -> int:
+    """Parameters of adapters on the seven linear maps of each layer."""
+    attention = 4 * shape.hidden + 2 * (shape.hidden + shape.kv_width)
+    return shape.layers * rank * (attention + 3 * (shape.hidden + shape.inner))
