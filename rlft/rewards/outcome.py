@@ -111,7 +111,7 @@ def _invalid(invalid: Invalid) -> _Said:
 
 def _error(name: str) -> _Said:
     """The exception being handled, with its traceback: the last five frames that are not ours."""
-    raised = traceback.TracebackException(*sys.exc_info())  # type: ignore[arg-type]
+    raised = traceback.TracebackException(*sys.exc_info())
     theirs = [frame for frame in raised.stack if os.path.dirname(frame.filename) != _HERE]
     raised.stack = traceback.StackSummary.from_list(theirs[-5:])
     text = "".join(raised.format() if theirs else raised.format_exception_only())
