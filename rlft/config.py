@@ -221,8 +221,7 @@ class Config(Section):
     )
     max_staleness: Natural = Field(
         default=0,
-        description="versions that a sample may be older than the weights that learn from it: 0: "
-        "collect and learn in turn; more: collect ahead meanwhile",
+        description="versions that a sample may be older than the weights that learn from it",
     )
     algo: Plugin
     env: Plugin
@@ -248,8 +247,8 @@ class Config(Section):
                 f"(got path={self.model.path!r}, build={self.model.build!r}, "
                 f"warm_start={self.warm_start!r})"
             )
-        shared = self.cluster.placement == "colocated" and self.sampler.gpus and self.learner.gpus
-        if self.max_staleness and shared:
+        in_turn = self.cluster.placement == "colocated" and self.sampler.gpus and self.learner.gpus
+        if self.max_staleness and in_turn:
             raise ValueError(
                 f"max_staleness is {self.max_staleness}, but samplers and learners take turns on the "
                 f"same GPUs: set cluster.placement=disaggregated, or max_staleness=0"

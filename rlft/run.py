@@ -149,8 +149,10 @@ class Run:
             row["tokens/prompt"] = sum(m.prompt_len for m in members)
             row["tokens/completion"] = sum(m.num_tokens for m in members)
         row["recovery/restarts"], self._fleet.restarts = self._fleet.restarts, 0
-        for role, share in self._fleet.idle_shares().items():
-            row[f"time/idle_share_{role}"] = share
+        idle = self._fleet.idle_shares()
+        row["time/idle_share_learners"] = idle["learners"]
+        if "samplers" in idle:
+            row["time/idle_share_samplers"] = idle["samplers"]
         row.update(self._row)
         self._row = StepRow()
         self.records.step(row)

@@ -113,7 +113,7 @@ class Fleet:
             busy, self._busy_s = self._busy_s, {}
             began, self._busy_since = self._busy_since, time.monotonic()
             span = max(1e-9, self._busy_since - began)
-        counts = {"samplers": self.samplers, "learners": self.learners, "rewards": self.rewards}
+        counts = {"samplers": self.samplers, "learners": self.learners}
         return {
             role: max(0.0, 1 - busy.get(role, 0.0) / (len(owners) * span))
             for role, owners in counts.items()

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import yaml
 
 from algos.grpo import GRPO
 from rlft.check.fit import memory_lines
@@ -12,7 +11,7 @@ from rlft.check.memory import activations, kv_bytes, learner_need
 from rlft.check.model_shape import ModelShape, model_shape
 from rlft.check.plugins import check_plugins
 from rlft.check.report import arithmetic, report
-from rlft.config import Config, parse_config
+from rlft.config import Config, _set, parse_config
 from rlft.errors import ConfigError, ResourceError, UserError
 
 SEVEN_B = ModelShape(
@@ -138,20 +137,26 @@ def refusal(cfg, hardware, reference=False):
 
 
 def test_what_does_not_fit_says_what_would_and_that_does():
-    said = refusal(gpus(8), "8xH100")
+    start = gpus(8, learner={"token_budget": 16384})
+    said = refusal(start, "8xH100")
     assert "a learner needs" in said and "of a GPU with 79.6 GiB" in said
     [advice] = re.findall(r"It fits with (.*)", said)
-    first = advice.split(" or ")[0]
-    changed = gpus(8)
-    for change in re.split(r" and | (?=\w+\.)", first):
-        key, _, value = change.strip().partition("=")
-        section, name, *deeper = key.split(".")
-        held = getattr(changed, section)
-        given = {deeper[0]: float(value)} if deeper else yaml.safe_load(value)
-        changed = changed.model_copy(
-            update={section: type(held).model_validate({**held.model_dump(), name: given})}
-        )
-    assert memory_lines(changed, SEVEN_B, assumed("8xH100", changed), False)
+    names = advice.split(" or ")[0].split(" and ")
+    assert len(names) > 1
+    for left_out in (None, *names):
+        cfg = changed(start, [name for name in names if name != left_out])
+        if left_out is None:
+            assert memory_lines(cfg, SEVEN_B, assumed("8xH100", cfg), False)
+        else:
+            assert "does not fit" in refusal(cfg, "8xH100"), f"{left_out} was not needed"
+
+
+def changed(cfg, overrides):
+    """`cfg` with overrides as they are written on the command line."""
+    tree = cfg.model_dump(mode="json", by_alias=True)
+    for override in overrides:
+        _set(tree, override)
+    return parse_config(tree, "here")
 
 
 def test_colocated_engines_and_learners_share_a_gpu_and_apart_they_do_not():
