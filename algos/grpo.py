@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,10 @@ class GRPO(Algo):
     whose rewards (or whose part `metric`) are all equal; refill: up to so many rounds of new tasks in
     their place; overlong_buffer: tokens before the longest answer over which the reward falls by
     overlong_penalty, 0 for no such penalty; drop_truncated: do not learn from answers cut off."""
+
+    max_staleness: ClassVar[int] = (
+        1_000  # the correction weighs each token by the version that drew it
+    )
 
     group_size: Annotated[int, Field(ge=2)] = 8
     advantage: str | dict | None = None

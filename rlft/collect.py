@@ -57,12 +57,13 @@ class Collector:
         answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
         demos = _stored([demo for wish in asked for demo in wish.demos])
         groups = []
-        for share, ((version, heads), rows) in zip(shares, answers, strict=True):
+        for share, ((seconds, version, heads), rows) in zip(shares, answers, strict=True):
+            self._fleet.was_busy("samplers", seconds)
             found = ((head, RowRef(rows, i)) for i, head in enumerate(heads))
             for place in share:
                 task, name = tasks[place], f"{key.path[-1]}.{place}"
                 members = [
-                    sampled_member(name, task, ask, *next(found), version=version)
+                    sampled_member(name, task, ask, *next(found))
                     for ask in asked[place].asks
                     for _ in ask.seeds
                 ]

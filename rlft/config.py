@@ -220,7 +220,8 @@ class Config(Section):
         description="a configuration run first, into <run folder>/warm_start; its model is the start",
     )
     max_staleness: Natural = Field(
-        default=0, description="0: collect and learn in turn (running ahead is not built yet)"
+        default=0,
+        description="versions that a sample may be older than the weights that learn from it",
     )
     algo: Plugin
     env: Plugin
@@ -246,10 +247,11 @@ class Config(Section):
                 f"(got path={self.model.path!r}, build={self.model.build!r}, "
                 f"warm_start={self.warm_start!r})"
             )
-        if self.max_staleness != 0:
+        in_turn = self.cluster.placement == "colocated" and self.sampler.gpus and self.learner.gpus
+        if self.max_staleness and in_turn:
             raise ValueError(
-                f"max_staleness is {self.max_staleness}; collecting ahead of learning is not built yet, "
-                f"use 0"
+                f"max_staleness is {self.max_staleness}, but samplers and learners take turns on the "
+                f"same GPUs: set cluster.placement=disaggregated, or max_staleness=0"
             )
         if self.sampler.max_tokens >= self.model.max_length:
             raise ValueError(

@@ -55,6 +55,10 @@ class RecoveryFailed(RlftError, RuntimeError):
     """Something broke again and again, more often than `recovery.max_restarts` allows."""
 
 
+class Abandoned(RlftError, RuntimeError):
+    """A wait was given up because the loop that it served has ended."""
+
+
 class RewardFailed(RlftError, RuntimeError):
     """Too many reward calls raised; the message holds the first traceback."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlft.errors import DataError
 from rlft.policy.text import Text
-from rlft.sampling.sampler import Ask
+from rlft.sampling.sampler import Ask, Head
 from rlft.types import Guide, Row, RowRef, Task, Trajectory
 
 
@@ -82,12 +82,11 @@ def sampled_member(
     name: str,
     task: Task,
     ask: Ask,
-    head: tuple[str, int, bool],
+    head: Head,
     row: RowRef,
-    version: int,
 ) -> Trajectory:
     """The trajectory of one completion of `ask`; `head` is what its sampler said of it."""
-    text, sampled, truncated = head
+    text, sampled, truncated, version = head
     given = len(ask.prefix) if ask.trained else 0
     return Trajectory(
         id=name,
@@ -96,7 +95,7 @@ def sampled_member(
         text=text,
         prompt_len=len(ask.prompt) + len(ask.prefix) - given,
         num_tokens=given + sampled,
-        version=(version, version),
+        version=version,
         truncated=truncated,
         row=row,
         given_tokens=given,

@@ -192,7 +192,6 @@ def _here(
     cfg: Config, bundle: Bundle, start: Path, needs: frozenset[str]
 ) -> Iterator[tuple[Fit, Callable[[], str]]]:
     """The only rank in this process: a debugger reaches the loss."""
-    import torch.distributed as dist
     from transformers.utils import logging as transformers_logging
 
     from rlft.learning.rank import LearnerRank
@@ -206,14 +205,12 @@ def _here(
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints what it builds
         rank = LearnerRank("replay", cfg, 0, start, needs)
         rank.connect(address)
-    try:
-        rank.load(bundle.folder)
-        yield (
-            lambda job, rows: rank.fit_rows(job, dict(enumerate(rows))),
-            lambda: rank.digest()["weights"],
-        )
-    finally:
-        dist.destroy_process_group()
+    # The process group stays: DeepSpeed keeps references to it, and a second replay joins it again.
+    rank.load(bundle.folder)
+    yield (
+        lambda job, rows: rank.fit_rows(job, dict(enumerate(rows))),
+        lambda: rank.digest()["weights"],
+    )
 
 
 @contextmanager

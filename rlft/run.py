@@ -27,7 +27,7 @@ from rlft.record.checkpoint import Position, identity, write_checkpoint
 from rlft.record.console import Console
 from rlft.record.metrics import JsonLines, StepRow
 from rlft.record.records import Records
-from rlft.record.summary import reward_summary, success, token_rows
+from rlft.record.summary import reward_summary, staleness, success, token_rows
 from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
@@ -96,6 +96,7 @@ class Run:
             minibatches=minibatches,
         )
         self._console.phase("learn", self.step + 1)
+        began = time.monotonic()
         with self._row.timed("learn"), self._fleet.samplers_asleep():
             reports = self._fleet.all(
                 self._fleet.learners,
@@ -105,6 +106,7 @@ class Run:
                 what="learn",
                 deadline_s=self.cfg.deadlines.learn,
             )
+        self._fleet.was_busy("learners", (time.monotonic() - began) * self.cfg.learner.num)
         self.state = self.algo.next_state(self.state, reports[0].metrics)
         self._row.update(reports[0].metrics)
         self._row["rows"] = len(members)
@@ -131,8 +133,11 @@ class Run:
                 self._row["publish/canary_gap"] = self._publisher.send(update.version)
         self.version = update.version
 
-    def learn(self, groups: list[Group]) -> WeightUpdate | None:
-        """The algorithm's `learn`; what it starts from is kept first, if this step is to be replayed."""
+    def learn(self, row: StepRow, groups: list[Group]) -> WeightUpdate | None:
+        """The algorithm's `learn` on what was collected, with `row` its metrics; what it starts from is
+        kept first, if this step is to be replayed."""
+        self._row = row
+        row.update(staleness(groups, self.version))
         self._bundles.begin(self.step + 1, self.version, groups, self.state)
         return self.algo.learn(self, groups)
 
@@ -148,6 +153,10 @@ class Run:
             row["tokens/prompt"] = sum(m.prompt_len for m in members)
             row["tokens/completion"] = sum(m.num_tokens for m in members)
         row["recovery/restarts"], self._fleet.restarts = self._fleet.restarts, 0
+        idle = self._fleet.idle_shares()
+        row["time/idle_share_learners"] = idle["learners"]
+        if "samplers" in idle:
+            row["time/idle_share_samplers"] = idle["samplers"]
         row.update(self._row)
         self._row = StepRow()
         self.records.step(row)
@@ -220,16 +229,22 @@ class Run:
             self._collector,
             self._scoring,
             self.records,
-            self._console.phase,
+            self._console.phase if not self.cfg.max_staleness else lambda phase, step: None,
         )
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets not yet learnt from."""
-        while self.step < self.cfg.steps:
-            ticket = self._tasks.ticket(self.step)
-            self._fleet.waits.stage = f"step {self.step + 1}"
+        return (self._tasks.ticket(index) for index in range(self.step, self.cfg.steps))
+
+    def turn(self) -> None:
+        """Says that the next step begins: in waits, and on the live line."""
+        self._fleet.waits.stage = f"step {self.step + 1}"
+        if self.step < self.cfg.steps:
             self._console.phase("collect", self.step + 1)
-            yield ticket
+
+    def abandon(self, thread: int) -> None:
+        """Ends the waits of a thread that collected ahead of a loop that has ended."""
+        self._fleet.waits.abandon(thread)
 
     def due(self, what: Any) -> bool:
         """Whether the section `what` (with `every` and `at_end`) asks for its turn now."""
@@ -277,20 +292,23 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
         part = run.collecting(ticket)
         return part.row, await run.algo.collect(part, ticket)
 
+    tickets = run.tickets()
+    run.turn()
     began = time.monotonic()
-    for _ticket, (row, groups) in prefetch(run.tickets(), collect):
-        run._row = row
-        update = run.learn(groups)
-        run.publish(update)
-        run.step += 1
-        run.record(groups, time.monotonic() - began)
-        if run.due(cfg.eval):
-            run.evaluate()
-        if run.due(cfg.save) or run.records.stop:
-            run.save()
-        if run.records.stop:
-            raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
-        began = time.monotonic()
+    with prefetch(tickets, collect, ahead=cfg.max_staleness, abandon=run.abandon) as collected:
+        for _ticket, (row, groups) in collected:
+            update = run.learn(row, groups)
+            run.publish(update)
+            run.step += 1
+            run.record(groups, time.monotonic() - began)
+            if run.due(cfg.eval):
+                run.evaluate()
+            if run.due(cfg.save) or run.records.stop:
+                run.save()
+            if run.records.stop:
+                raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
+            run.turn()
+            began = time.monotonic()
     return _result(run)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from rlft.sampling.desk import Desk
+
 Prompt = str | tuple[Mapping[str, str], ...]
 """Raw text, or chat messages `({"role": ..., "content": ...}, ...)`."""
 
@@ -95,12 +97,14 @@ class Completion:
 
     ids: sampled tokens `[T]`, a final stop token included; logp: float32 `[T]`, log-prob of each
     under the distribution it was drawn from (after temperature); stopped: True if a stop token
-    ended it, False if `max_tokens` did.
+    ended it, False if `max_tokens` did; version: int32 `[T]`, the weights that drew each token, if they
+    may have changed on the way.
     """
 
     ids: np.ndarray
     logp: np.ndarray
     stopped: bool
+    version: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,14 @@ class Row:
 
     ids: int32 `[L]`, prompt then response, token for token as sampled (never re-tokenised);
     prompt_len: how many of them are the prompt; sample_logp: float32 `[L - prompt_len]`, NaN unless
-    the policy chose the tokens.
+    the policy chose the tokens; version: int32 `[L - prompt_len]`, the weights that drew each token, -1
+    for given ones, or None if one version drew all of them.
     """
 
     ids: np.ndarray
     prompt_len: int
     sample_logp: np.ndarray
+    version: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +287,13 @@ class WeightUpdate:
 class Engine(Protocol):
     """What a sampler actor drives. Implementations: `sampling/vllm.py`, `sampling/transformers.py`.
 
-    `generate` keeps the order of its requests; `progress` may be read from another thread.
+    `generate` keeps the order of its requests; with a `desk` it serves it before each token and says
+    which version drew which token. `progress` may be read from another thread.
     """
 
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]: ...
+    def generate(
+        self, requests: list[Request], sampling: Sampling, desk: Desk | None = None
+    ) -> list[Completion]: ...
 
     def score(self, ids: list[int]) -> np.ndarray:
         """Log-probs `[L-1]` at temperature 1 of `ids[1:]`, each given what precedes it."""

@@ -51,6 +51,7 @@ def in_worker(cfg: Config, algo: Algo, tasks: Sequence[Task]) -> list[str]:
 
 def _run(folder: Path) -> None:
     here = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    here.append(str(Path(registry.__file__).parents[1]))  # the rlft that asks, last
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "1"}
     noise = subprocess.DEVNULL
     with open(folder / "errors", "wb") as errors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rlft.check.hardware import Hardware
@@ -117,58 +118,70 @@ def _sum(parts: Parts) -> str:
 # -- what to change -------------------------------------------------------------------------------
 
 
+Change = dict[str, dict[str, Any]]
+Named = tuple[str, Change]
+
+
 def _advice(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool) -> str:
-    """Single changes after which it fits; if there are none, the fewest of them together."""
-    changes = list(_changes(cfg, shape, hardware, reference))
-    alone = [
-        name
-        for name, change in changes
-        if _fits(_apply(cfg, change), shape, hardware, reference, change)
-    ]
+    """Single changes after which it fits; if there are none, several of which none can be left out."""
+
+    def after(changes: list[Named]) -> list[str] | None:
+        return _names_that_fit(cfg, changes, shape, hardware, reference)
+
+    changes = list(_changes(cfg, hardware))
+    alone = [names for change in ([], *([c] for c in changes)) if (names := after(change))]
     if alone:
-        return f"It fits with {' or '.join(alone)}"
-    names, together = [], cfg
-    for name, change in changes:
-        names.append(name)
-        together = _apply(together, change)
-        if _fits(together, shape, hardware, reference, change):
-            return f"It fits with {' and '.join(names)}"
+        return f"It fits with {' or '.join(' and '.join(names) for names in alone)}"
+    for count in range(2, len(changes) + 1):
+        kept = changes[:count]
+        if after(kept) is None:
+            continue
+        for change in list(kept):
+            fewer = [c for c in kept if c is not change]
+            kept = fewer if after(fewer) else kept
+        return f"It fits with {' and '.join(after(kept) or ())}"
     return "Use a smaller model, more memory for each device, or more devices"
 
 
-Change = dict[str, dict[str, Any]]
+def _names_that_fit(
+    cfg: Config, changes: list[Named], shape: ModelShape, hardware: Hardware, reference: bool
+) -> list[str] | None:
+    """What to write for `changes`, and if it takes that a smaller claim of the engine; None if it
+    does not fit even so."""
+    names = [name for name, _ in changes]
+    for _, change in changes:
+        cfg = _apply(cfg, change)
+        if lora := change.get("model", {}).get("lora"):
+            shape = replace(shape, trained=_adapters(shape, lora.rank))
+    if _fits(cfg, shape, hardware, reference):
+        return names
+    if not _shared(cfg):
+        return None
+    kept = (learner_need(cfg, shape, reference=reference).idle + GPU_OVERHEAD) / GIB
+    share = math.floor(100 * (1 - kept / hardware.gpu_gib)) / 100
+    args = {**cfg.sampler.engine_args, "gpu_memory_utilization": share}
+    if share <= 0 or not _fits(
+        _apply(cfg, {"sampler": {"engine_args": args}}), shape, hardware, reference
+    ):
+        return None
+    return [*names, f"sampler.engine_args.gpu_memory_utilization={share:g}"]
 
 
-def _changes(
-    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool
-) -> Iterator[tuple[str, Change]]:
+def _changes(cfg: Config, hardware: Hardware) -> Iterator[Named]:
     """Changes in the order in which they cost least, each with how it is written."""
-    if _shared(cfg):
-        kept = learner_need(cfg, shape, reference=reference).idle / GIB + GPU_OVERHEAD / GIB
-        share = math.floor(100 * (1 - kept / hardware.gpu_gib)) / 100
-        if share > 0:
-            args = {**cfg.sampler.engine_args, "gpu_memory_utilization": share}
-            yield (
-                f"sampler.engine_args.gpu_memory_utilization={share:g}",
-                {"sampler": {"engine_args": args}},
-            )
     if cfg.learner.token_budget > cfg.model.max_length:
         least = cfg.model.max_length
         yield f"learner.token_budget={least}", {"learner": {"token_budget": least}}
     if not cfg.model.gradient_checkpointing:
-        yield (
-            "model.gradient_checkpointing=true",
-            {"model": {"gradient_checkpointing": True}},
-        )
+        checkpointing = {"model": {"gradient_checkpointing": True}}
+        yield "model.gradient_checkpointing=true", checkpointing
     for stage in (1, 2, 3):
         if cfg.learner.num > 1 and stage > cfg.learner.zero_stage:
             yield f"learner.zero_stage={stage}", {"learner": {"zero_stage": stage}}
     devices = hardware.nodes * hardware.gpus
     if cfg.learner.gpus and devices > cfg.learner.num:
-        yield (
-            f"learner.num={devices} learner.zero_stage=3",
-            {"learner": {"num": devices, "zero_stage": 3}},
-        )
+        more = {"learner": {"num": devices, "zero_stage": 3}}
+        yield f"learner.num={devices} learner.zero_stage=3", more
     if cfg.model.lora is None:
         yield "model.lora={rank: 16}", {"model": {"lora": Lora()}}
     if _shared(cfg):
@@ -182,18 +195,15 @@ def _apply(cfg: Config, change: Change) -> Config:
     return cfg.model_copy(update=sections)
 
 
-def _fits(
-    cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, change: Change
-) -> bool:
-    if change.get("model", {}).get("lora"):
-        from rlft.check.model_shape import model_shape
-
-        found = model_shape(cfg)
-        if isinstance(found, str):
-            return False
-        shape = found
+def _fits(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool) -> bool:
     try:
         make_plan(cfg, hardware.resources)
     except ResourceError:
         return False
     return not _faults(cfg, shape, hardware, reference, lambda line: None)
+
+
+def _adapters(shape: ModelShape, rank: int) -> int:
+    """Parameters of adapters on the seven linear maps of each layer."""
+    attention = 4 * shape.hidden + 2 * (shape.hidden + shape.kv_width)
+    return shape.layers * rank * (attention + 3 * (shape.hidden + shape.inner))

@@ -95,4 +95,4 @@ def present(cfg: Config) -> Hardware | None:
     gpus = torch.cuda.device_count()
     gib = min((torch.cuda.mem_get_info(i)[1] for i in range(gpus)), default=0) / 2**30
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return Hardware("this machine", 1, gpus, gib, here["CPU"], host)
+    return Hardware("on this machine", 1, gpus, gib, here["CPU"], host)

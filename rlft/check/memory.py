@@ -89,9 +89,11 @@ def activations(cfg: Config, shape: ModelShape) -> float:
     size = _bytes(cfg)
     tokens = max(cfg.learner.token_budget, cfg.model.max_length)
     layer = size * (4 * shape.inner + (8 if size == 4 else 10) * shape.hidden + 2 * shape.kv_width)
+    outside = (2 if size == 4 else 3) * size * shape.hidden  # the embedding and the last norm
     if cfg.model.gradient_checkpointing:
-        return float(tokens * (shape.layers * size * shape.hidden + layer))
-    return float(tokens * (shape.layers + 1) * layer)  # + 1: the gradients that pass through
+        return float(tokens * (shape.layers * size * shape.hidden + layer + outside))
+    # One layer more, for the gradients that pass through.
+    return float(tokens * ((shape.layers + 1) * layer + outside))
 
 
 def sampler_weights(cfg: Config, shape: ModelShape) -> float:

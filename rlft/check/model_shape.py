@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def model_shape(cfg: Config) -> ModelShape | str:
         )
     import torch
 
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # its retries; we say it in one line
     try:
         with torch.device("meta"):
             model = _built(cfg) if cfg.model.build is not None else _configured(cfg)

@@ -37,6 +37,11 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
         raise ConfigError(f"{what} samples, but sampler.num is 0; set it to at least 1")
     if (algo.samples or evaluates) and not cfg.rewards.fns:
         raise ConfigError("rewards.fns is empty; name at least one reward, e.g. [{fn: gsm8k}]")
+    if cfg.max_staleness > algo.max_staleness:
+        raise ConfigError(
+            f"max_staleness is {cfg.max_staleness}, but algo {type(algo).__name__} learns from data that "
+            f"is at most {algo.max_staleness} versions old; lower it"
+        )
     _ship_by_value()
     return algo, env
 

@@ -103,15 +103,15 @@ def _placed(cfg: Config, hardware: Hardware | None) -> list[str]:
             )
         if not hardware.gpus:
             raise ResourceError(
-                f"GPUs are asked for, and {hardware.what} has none. For a cluster that has: rlft check "
-                f"... --assume 8xH100"
+                f"GPUs are asked for, and there are none {hardware.what}. For a cluster that has: "
+                f"rlft check ... --assume 8xH100"
             )
-    elif hardware.gpus and hardware.what.startswith("assumed"):
+    elif hardware.what.startswith("assumed"):
         return [
             f"{hardware.what}; the configuration uses none of it: sampler.gpus and learner.gpus are 0",
             *make_plan(cfg, hardware.resources).lines,
         ]
-    return [f"on {hardware.what}", *make_plan(cfg, hardware.resources).lines]
+    return [hardware.what, *make_plan(cfg, hardware.resources).lines]
 
 
 def _memory(cfg: Config, algo: Algo, hardware: Hardware) -> list[str]:

@@ -50,6 +50,9 @@ class Fleet:
         self.shares_gpus = shares_gpus(cfg)
         self.catch_up: Callable[[Owner], None] | None = None
         self.restarts = 0
+        self._busy_s: dict[str, float] = {}
+        self._busy_since = time.monotonic()
+        self._busy_lock = threading.Lock()
         self._group, self._budget = group, Budget(cfg.recovery)
         self._posts = {post.name: post for post in itertools.chain(*posts.values())}
         self._replacing = threading.Lock()
@@ -105,6 +108,24 @@ class Fleet:
             (value, *answer[1:]) if isinstance(answer, list) else value
             for value, answer in zip(values, answers, strict=True)
         ]
+
+    def was_busy(self, role: str, seconds: float) -> None:
+        """Notes that an actor of `role` worked for so long."""
+        with self._busy_lock:
+            self._busy_s[role] = self._busy_s.get(role, 0.0) + seconds
+
+    def idle_shares(self) -> dict[str, float]:
+        """The share of the time since this was last asked that actors of each role did nothing."""
+        with self._busy_lock:
+            busy, self._busy_s = self._busy_s, {}
+            began, self._busy_since = self._busy_since, time.monotonic()
+            span = max(1e-9, self._busy_since - began)
+        counts = {"samplers": self.samplers, "learners": self.learners}
+        return {
+            role: max(0.0, 1 - busy.get(role, 0.0) / (len(owners) * span))
+            for role, owners in counts.items()
+            if owners
+        }
 
     @contextmanager
     def samplers_asleep(self) -> Iterator[None]:
@@ -163,7 +184,7 @@ class Fleet:
 
 
 def _started(post: Post) -> Owner:
-    actor: Any = ray.remote(concurrency_groups={"control": 1})(post.cls)  # type: ignore[call-overload]
+    actor: Any = ray.remote(concurrency_groups={"control": 1, "between": 1})(post.cls)  # type: ignore[call-overload]
     return Owner(post.name, actor.options(**post.options).remote(post.name, *post.args), post.unit)
 
 

@@ -57,8 +57,10 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
         )
     if cfg.learner.gpus not in (0, 1):
         raise ResourceError(f"learner.gpus is {cfg.learner.gpus:g}; a rank takes 0 or 1 GPU")
-    sampler_threads = cfg.cluster.threads_per_sampler or max(1, int(cores // max(1, samplers)))
-    learner_threads = cfg.cluster.threads_per_learner or max(1, int(cores // learners))
+    # In turn, each phase has every core; when they overlap, they share them.
+    both = cores / 2 if cfg.max_staleness and samplers else cores
+    sampler_threads = cfg.cluster.threads_per_sampler or max(1, int(both // max(1, samplers)))
+    learner_threads = cfg.cluster.threads_per_learner or max(1, int(both // learners))
     for role, count, threads in (
         ("sampler", samplers, sampler_threads),
         ("learner", learners, learner_threads),
@@ -78,7 +80,9 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
     lines = (
         f"cluster: {have_cpus:g} cores, {have_gpus:g} GPUs; planned for {cores:g} cores, "
         f"{need_gpus:g} GPUs, {cfg.cluster.placement}",
-        f"threads: {', then '.join(phases)} (the phases take turns)",
+        f"threads: {', '.join(phases)} (at the same time)"
+        if cfg.max_staleness
+        else f"threads: {', then '.join(phases)} (the phases take turns)",
     )
     return Plan(
         cores=cores,

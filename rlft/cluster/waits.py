@@ -7,6 +7,7 @@ that calls `ray.get`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlft.cluster import stacks
-from rlft.errors import ActorDied, ActorFailed, DeadlineExceeded, RlftError
+from rlft.errors import Abandoned, ActorDied, ActorFailed, DeadlineExceeded, RlftError
 
 _SLICE_S = 1.0
 """How often a wait looks up: errors of one owner surface this soon while others still work."""
@@ -56,6 +57,11 @@ class Waits:
         self.waited: dict[str, float] = {}
         self.say = say
         self._folder, self._notice_s = folder, notice_s
+        self._abandoned: set[int] = set()
+
+    def abandon(self, thread: int) -> None:
+        """Ends the waits of the thread with this identity, within a second: its loop has ended."""
+        self._abandoned.add(thread)
 
     def get(
         self,
@@ -75,6 +81,8 @@ class Waits:
         values: dict[int, Any] = {}
         next_notice = self._notice_s
         while left := [place for place in range(len(waits)) if place not in values]:
+            if threading.get_ident() in self._abandoned:
+                raise Abandoned(f"{self.stage}: nobody needs {what} any more")
             spent = time.monotonic() - min(waits[place].began for place in left)
             pause = max(0.01, min(_SLICE_S, deadline_s - spent))
             ready, _ = ray.wait([waits[p].ref for p in left], num_returns=len(left), timeout=pause)

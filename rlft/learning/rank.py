@@ -60,6 +60,9 @@ class LearnerRank:
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self._cfg.learner.num),
         }
+        # DeepSpeed would compile its own shared-memory all-reduce here, for a minute, under a lock file;
+        # a process killed meanwhile leaves the file, and every later one waits for it without a word.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if self._cfg.learner.gpus else "gloo"
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
         model = self._cfg.model

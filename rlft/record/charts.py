@@ -7,6 +7,8 @@ by the part of their name before the slash.
 from __future__ import annotations
 
 import html
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,20 +116,32 @@ def _prefix(name: str) -> str:
 def _drawn(family: _Family, names: Sequence[str], rows: Sequence[Row]) -> Chart:
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(names):
-        traces += _curve(name, rows, _COLOURS[index % len(_COLOURS)])
+        traces += _curve(name, rows, _COLOURS[index % len(_COLOURS)], smooth=name != "lr")
     axis: dict[str, Any] = {}
     values = [y for t in traces for y in t["y"]]
-    if min(values) == max(values):  # plotly would draw a constant 0.001 on an axis from -1 to 1
-        half = abs(values[0]) / 2 or 1.0
-        axis = {"range": [values[0] - half, values[0] + half]}
-    elif family.log and max(values) > 0:
-        axis = {"type": "log", "exponentformat": "e", "nticks": 6}
+    low, high = min(values), max(values)
+    if high - low <= 1e-9 * abs(high):  # plotly would draw a constant 0.001 on an axis from -1 to 1
+        half = abs(high) / 2 or 1.0
+        axis = {"range": [high - half, high + half]}
+    elif family.log and low > 0 and (decades := math.log10(high / low)) > 2:
+        axis = {"type": "log", "dtick": max(1, round(decades / 5))}
+    axis["exponentformat"] = "SI" if high >= 1000 else "e"
     if family.share:
         axis = {"range": [-0.03, 1.03]}
-    return Chart(family.title, family.note, traces, {"yaxis": axis})
+    return Chart(family.title, family.note, traces, {"yaxis": axis, "xaxis": _steps_axis(traces)})
 
 
-def _curve(name: str, rows: Sequence[Row], colour: str) -> list[dict[str, Any]]:
+def _steps_axis(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whole numbers, also where there are few."""
+    steps = {x for t in traces for x in t["x"]}
+    if max(steps) - min(steps) > 10:
+        return {}
+    return {"dtick": 1, "range": [min(steps) - 0.5, max(steps) + 0.5]}
+
+
+def _curve(
+    name: str, rows: Sequence[Row], colour: str, smooth: bool = True
+) -> list[dict[str, Any]]:
     points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
     xs, ys = binned([p[0] for p in points], [p[1] for p in points])
     line: dict[str, Any] = {
@@ -141,7 +155,7 @@ def _curve(name: str, rows: Sequence[Row], colour: str) -> list[dict[str, Any]]:
         "legendgroup": html.escape(name),
         "hovertemplate": "%{y:.4g}",
     }
-    if len(xs) < _SMOOTH_FROM:
+    if not smooth or len(xs) < _SMOOTH_FROM:
         return [line]
     raw = {**line, "opacity": 0.3, "showlegend": False, "hoverinfo": "skip"}
     raw["line"] = {"color": colour, "width": 1}
@@ -180,7 +194,8 @@ def _time(rows: Sequence[Row]) -> list[Chart]:
         look = {"type": "bar", "marker": {"color": colour}, "hovertemplate": "%{y:.3g} s"}
         stacked.append({"x": xs, "y": ys, "name": phase, **look})
     note = ", ".join(f"{p} {sum(v) / max(total, 1e-9):.0%}" for p, v in seconds.items())
-    layout = {"barmode": "stack", "bargap": 0.1 if len(steps) < 60 else 0}
+    layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.1 if len(steps) < 60 else 0}
+    layout["xaxis"] = _steps_axis(stacked)
     speed = [
         {
             "step": r["step"],
@@ -191,10 +206,10 @@ def _time(rows: Sequence[Row]) -> list[Chart]:
     ]
     median = statistics.median(r["tokens/s"] for r in speed)
     return [
-        Chart(
-            "Speed",
-            f"prompt and answer tokens a second, median {median:,.0f}",
-            _curve("tokens/s", speed, _COLOURS[0]),
+        _drawn(
+            _Family("Speed", f"prompt and answer tokens a second, median {median:,.0f}", bool),
+            ["tokens/s"],
+            speed,
         ),
         Chart("Where the time went", f"seconds of each step: {note}", stacked, layout, wide=True),
     ]
@@ -211,5 +226,8 @@ def binned(
 
 
 def running_mean(ys: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to `window - 1` before it."""
-    return [statistics.fmean(ys[max(0, i + 1 - window) : i + 1]) for i in range(len(ys))]
+    """The mean of each value and its neighbours, `window // 2` to either side where there are so many."""
+    half = window // 2
+    sums = [0.0, *itertools.accumulate(ys)]
+    edges = [(max(0, i - half), min(len(ys), i + half + 1)) for i in range(len(ys))]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in edges]

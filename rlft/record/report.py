@@ -163,15 +163,15 @@ def _figures(run: RunFiles) -> Iterator[tuple[str, str]]:
     if shown:
         known = [r[shown] for r in rows if r.get(shown) is not None]
         few = max(1, min(5, len(known) // 2))
-        if known:
-            yield (
-                f"{shown}, first to last steps",
-                f"{statistics.fmean(known[:few]):.3g} → {statistics.fmean(known[-few:]):.3g}",
-            )
+        if len(known) == 1:
+            yield shown, f"{known[0]:.3g}"
+        elif known:
+            first, last = statistics.fmean(known[:few]), statistics.fmean(known[-few:])
+            yield f"{shown}, first to last steps", f"{first:.3g} → {last:.3g}"
     if run.evals:
-        first, last = success(run.evals[0]), success(run.evals[-1])
-        for name, value in list(last.items())[:2]:
-            arrow = f"{first[name]:.3g} → " if len(run.evals) > 1 and name in first else ""
+        before, after = success(run.evals[0]), success(run.evals[-1])
+        for name, value in list(after.items())[:2]:
+            arrow = f"{before[name]:.3g} → " if len(run.evals) > 1 and name in before else ""
             yield f"held-out {name}", f"{arrow}{value:.3g}"
     seconds = sum(r.get("time/step_s") or 0 for r in rows)
     seconds += sum(r.get("time/eval_s") or 0 for r in run.evals)

@@ -58,6 +58,21 @@ def latency(members: Sequence[Trajectory], percentile: float) -> float:
     return float(np.percentile(spent, percentile)) if spent else 0.0
 
 
+def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """By how many versions the weights that drew a completion are older than those that learn from it:
+    mean and largest over the completions, counted by the oldest of each."""
+    members, _ = members_of(groups)
+    ages = [version - m.version[0] for m in members if m.origin == "policy"]
+    mixed = sum(m.version[0] != m.version[1] for m in members if m.origin == "policy")
+    if not ages:
+        return {}
+    return {
+        "staleness/mean": sum(ages) / len(ages),
+        "staleness/max": max(ages),
+        "staleness/mixed_share": mixed / len(ages),
+    }
+
+
 def reward_summary(members: Sequence[Trajectory]) -> dict[str, float]:
     """Mean, spread and named parts over members that have a reward, and the shares that do not."""
     rewards = np.array([m.reward for m in members if m.reward is not None], np.float64)

@@ -34,6 +34,7 @@ _CANCEL_S = 1.0
 
 def serve(requests: int, answers: int, scratch: str) -> None:
     """Answers calls until the pipe closes. The first frame says what to resolve, and how."""
+    frames.write(answers, {"started": os.getpid(), "keeper": os.getppid()})
     first = frames.read(requests)
     if first is None:
         return
@@ -50,7 +51,7 @@ def serve(requests: int, answers: int, scratch: str) -> None:
         frames.write(answers, {"unusable": f"a reward cannot be made:\n{traceback.format_exc()}"})
         return
     os.chdir(scratch)
-    frames.write(answers, {"ready": os.getpid(), "async": waits})
+    frames.write(answers, {"ready": True, "async": waits})
     with contextlib.suppress(BrokenPipeError):  # who asked is gone
         if waits:
             asyncio.run(_serve_async(requests, answers, fns, rewards))

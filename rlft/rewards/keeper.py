@@ -39,6 +39,10 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 def main() -> None:
     """Forks the process, keeps it, cleans up after it."""
     given = json.loads(sys.argv[1])
+    # A grandchild of the actor: Ray kills an actor's children when it ends, and whoever has to clean up
+    # must live a little longer.
+    if os.fork():
+        os._exit(0)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     scratch = tempfile.mkdtemp(prefix="rlft-reward-")
     os.environ["TMPDIR"] = scratch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -70,7 +71,7 @@ class RewardProcess:
     def __init__(self, rewards: Rewards, folders: Sequence[str]) -> None:
         self.heard = time.monotonic()
         self.is_async = False
-        self._pid = 0
+        self._pid = self._keeper_pid = 0
         self._out, self._messages, self._tail = bytearray(), frames.Splitter(), b""
         self._ended = False
         self._stacks = os.memfd_create("stacks")
@@ -119,8 +120,11 @@ class RewardProcess:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for message in self.pump(0.5):
+                if "started" in message:
+                    self._pid, self._keeper_pid = int(message["started"]), int(message["keeper"])
+                    continue
                 if "ready" in message:
-                    self._pid, self.is_async = int(message["ready"]), bool(message["async"])
+                    self.is_async = bool(message["async"])
                     return
                 self.close()
                 raise PluginError(str(message.get("unusable", message)))
@@ -129,7 +133,7 @@ class RewardProcess:
                     f"the reward process {self.close()} while it imported the rewards. "
                     f"It printed:\n{self.printed or '(nothing)'}"
                 )
-        where = self.stack(unready=True)
+        where = self.stack()
         self.close()
         raise PluginError(
             f"the rewards were not imported within {seconds:.0f} s (deadlines.start).{where}"
@@ -147,14 +151,13 @@ class RewardProcess:
             if found or self._ended or time.monotonic() >= deadline:
                 return found
 
-    def stack(self, *, unready: bool = False) -> str:
+    def stack(self) -> str:
         """Where the functions are now: the innermost calls, or nothing if it cannot say."""
-        if not self._pid and not unready:
+        if not self._pid:
             return ""
-        pid = self._pid or _only_child(self._keeper.pid)
         before = os.fstat(self._stacks).st_size
         try:
-            os.kill(pid, signal.SIGUSR2)
+            os.kill(self._pid, signal.SIGUSR2)
         except ProcessLookupError:
             return ""
         end = time.monotonic() + 1.0
@@ -180,15 +183,16 @@ class RewardProcess:
     def _verdict(self) -> str:
         """What the keeper said when it was done."""
         try:
-            said, _ = self._keeper.communicate(timeout=_END_S)
+            said, _ = self._keeper.communicate(timeout=_END_S)  # its end is that of its output
         except subprocess.TimeoutExpired:
-            self._keeper.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._keeper_pid or self._keeper.pid, signal.SIGKILL)
             self._keeper.wait()
             return "could not be ended in time"
         try:
             return _sentence(json.loads(said))
         except ValueError:
-            return f"lost its keeper (exit code {self._keeper.returncode})"
+            return "lost its keeper"
 
     def _turn(self, seconds: float) -> list[dict[str, Any]]:
         watched = self._requests in self._select.get_map()
@@ -251,18 +255,6 @@ def _sentence(verdict: Mapping[str, Any]) -> str:
     if "processes" in verdict:
         return f"was killed: it had {verdict['processes']} processes, above rewards.max_processes"
     return "was ended"
-
-
-def _only_child(pid: int) -> int:
-    """The process id of a keeper's child; 0 if it has none."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = stat.read_text()
-        except OSError:
-            continue
-        if int(text[text.rindex(")") + 2 :].split()[1]) == pid:
-            return int(stat.parent.name)
-    return 0
 
 
 def _innermost(stacks: str, most: int = 8) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,14 @@ from rlft.cluster import stacks
 from rlft.config import Config
 from rlft.errors import WeightsMismatch
 from rlft.policy.text import Text
+from rlft.sampling.desk import Desk
 from rlft.types import Completion, Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest
 from rlft.weights.transports import Meeting
 
-Head = tuple[str, int, bool]
-"""What the driver learns of a completion: (text of the response, tokens sampled, truncated)."""
+Head = tuple[str, int, bool, tuple[int, int]]
+"""What the driver learns of a completion: (text of the response, tokens sampled, truncated, (oldest,
+newest) version that drew them)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Sampler:
         self._name, self._cfg, self._folder = name, cfg, folder
         self._text = Text(folder, cfg.sampler.stop)
         self._transport = registry.build("transport", cfg.publish.transport)
-        self._version = -1
+        self._desk = Desk()
 
     def start(self) -> None:
         """Builds the engine and pays the one-off costs of a first request.
@@ -73,22 +77,38 @@ class Sampler:
 
     def generate(
         self, asks: Sequence[Ask], sampling: Sampling
-    ) -> tuple[tuple[int, list[Head]], list[Row]]:
+    ) -> tuple[tuple[float, int, list[Head]], list[Row]]:
         """Completes each prompt once a seed; a prefix counts towards `sampling.max_tokens`.
 
-        Returns ((version, heads), rows), two objects of the store: heads for the driver, and rows
-        that stay where they are until a learner rank asks for them.
+        Returns ((seconds it took, version held, heads), rows), two objects of the store: heads for the
+        driver, and rows that stay where they are until a learner rank asks for them.
         """
+        began = time.monotonic()
         jobs = [(ask, seed) for ask in asks for seed in ask.seeds]
         requests = [Request(ask.prompt + ask.prefix, seed) for ask, seed in jobs]
-        completions = self._engine.generate(requests, sampling)
+        desk = (self._desk,) if self._cfg.max_staleness else ()
+        completions = self._engine.generate(requests, sampling, *desk)
+        held = self._desk.version
         heads, rows = [], []
         for (ask, _), whole in zip(jobs, completions, strict=True):
             completion = _within(whole, sampling.max_tokens - len(ask.prefix))
-            text = self._text.decode([*ask.prefix, *completion.ids])
-            heads.append((text, len(completion.ids), not completion.stopped))
+            text, drawn = self._text.decode([*ask.prefix, *completion.ids]), completion.version
+            versions = (held, held) if drawn is None else (int(drawn.min()), int(drawn.max()))
+            heads.append((text, len(completion.ids), not completion.stopped, versions))
             rows.append(_row(ask, completion))
-        return (self._version, heads), rows
+        return (time.monotonic() - began, held, heads), rows
+
+    @ray.method(concurrency_group="between")
+    def between(self, job: int, method: str, *args: Any) -> Any:
+        """`method(*args)` by the engine's own thread, between two tokens if it is decoding.
+
+        Needs a `serve` of the same job, for when it is not. job: a number of its own.
+        """
+        return self._desk.ask(job, functools.partial(getattr(self, method), *args))
+
+    def serve(self, job: int) -> None:
+        """Waits until `job` is done, here or in a `generate` before this."""
+        self._desk.serve_until(job)
 
     def meet(self, meeting: Meeting, index: int) -> None:
         """Joins the learner; call it on rank 0 and on every sampler at once."""
@@ -105,12 +125,13 @@ class Sampler:
         """
         handed = self._transport.deliver(self._engine, update, payload)
         check_manifest(update.manifest, handed, receiver=self._name)
-        if update.version <= self._version:
+        held = self._desk.version
+        if update.version <= held:
             raise WeightsMismatch(
-                f"{self._name} holds version {self._version} and was sent version {update.version}"
+                f"{self._name} holds version {held} and was sent version {update.version}"
             )
-        self._version = update.version
-        return self._version
+        self._desk.version = update.version
+        return update.version
 
     def score(self, ids: list[int]) -> np.ndarray:
         """Log-probs `[L-1]` of the canary prompt, at temperature 1."""
@@ -133,12 +154,16 @@ def _within(completion: Completion, room: int) -> Completion:
     """The completion, cut to `room` tokens."""
     if len(completion.ids) <= room:
         return completion
-    return Completion(completion.ids[:room], completion.logp[:room], stopped=False)
+    version = None if completion.version is None else completion.version[:room]
+    return Completion(completion.ids[:room], completion.logp[:room], False, version)
 
 
 def _row(ask: Ask, completion: Completion) -> Row:
     ids = np.concatenate([np.array(ask.prompt + ask.prefix, np.int32), completion.ids])
     if not ask.trained:
-        return Row(ids, len(ask.prompt) + len(ask.prefix), completion.logp)
+        return Row(ids, len(ask.prompt) + len(ask.prefix), completion.logp, completion.version)
     unknown = np.full(len(ask.prefix), np.nan, np.float32)
-    return Row(ids, len(ask.prompt), np.concatenate([unknown, completion.logp]))
+    logp, version = np.concatenate([unknown, completion.logp]), completion.version
+    if version is not None:
+        version = np.concatenate([np.full(len(ask.prefix), -1, np.int32), version])
+    return Row(ids, len(ask.prompt), logp, version)

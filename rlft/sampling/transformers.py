@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rlft.errors import WeightsMismatch
+from rlft.sampling.desk import Desk
 from rlft.types import Completion, Request, Sampling
 
 
@@ -43,7 +44,9 @@ class TransformersEngine:
         self._finished, self._asked = 0, 0
 
     @torch.inference_mode()
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: list[Request], sampling: Sampling, desk: Desk | None = None
+    ) -> list[Completion]:
         """Completes every request; the order is kept."""
         self._finished, self._asked = 0, len(requests)
         # Similar lengths together: less padding. The result of a row does not depend on its batch
@@ -52,11 +55,13 @@ class TransformersEngine:
         done: dict[int, Completion] = {}
         for start in range(0, len(order), self._max_batch):
             part = order[start : start + self._max_batch]
-            completions = self._decode([requests[i] for i in part], sampling)
+            completions = self._decode([requests[i] for i in part], sampling, desk)
             done.update(zip(part, completions, strict=True))
         return [done[i] for i in range(len(requests))]
 
-    def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def _decode(
+        self, requests: list[Request], sampling: Sampling, desk: Desk | None
+    ) -> list[Completion]:
         from transformers import DynamicCache
 
         num, longest = len(requests), max(len(r.prompt_ids) for r in requests)
@@ -73,9 +78,12 @@ class TransformersEngine:
         running = torch.ones(num, dtype=torch.bool)  # of those, which have not stopped
         tokens: list[list[int]] = [[] for _ in requests]
         logps: list[list[float]] = [[] for _ in requests]
+        versions: list[list[int]] = [[] for _ in requests]
         stopped = [False] * num
         cache = DynamicCache(config=self._model.config)
         for step in range(sampling.max_tokens):
+            if desk is not None:
+                desk.serve()
             logits = self._model(
                 input_ids=ids,
                 attention_mask=attention,
@@ -92,6 +100,7 @@ class TransformersEngine:
                 if running[place]:
                     tokens[row].append(int(chosen[place]))
                     logps[row].append(float(logp[place]))
+                    versions[row].append(desk.version if desk else 0)
                     stopped[row] = bool(ends[place])
             self._finished += int((running & ends).sum())
             running &= ~ends
@@ -108,8 +117,13 @@ class TransformersEngine:
                 alive, running = alive[keep], running[keep]
         self._finished += int(running.sum())
         return [
-            Completion(np.array(t, np.int32), np.array(p, np.float32), s)
-            for t, p, s in zip(tokens, logps, stopped, strict=True)
+            Completion(
+                np.array(t, np.int32),
+                np.array(p, np.float32),
+                s,
+                np.array(v, np.int32) if desk else None,
+            )
+            for t, p, s, v in zip(tokens, logps, stopped, versions, strict=True)
         ]
 
     @torch.inference_mode()

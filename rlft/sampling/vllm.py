@@ -7,6 +7,7 @@ computed with. The tokenizer is not loaded: text is the sampler's business.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from rlft.errors import ResourceError
+from rlft.sampling.desk import Desk
 from rlft.types import Completion, Request, Sampling
 
 
@@ -71,17 +73,23 @@ class VllmEngine:
             defaults |= {"enable_sleep_mode": True}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**{**defaults, **given, **ours}))
         self.adapter: Any = None  # vLLM's LoRARequest of the adapter in use; `lora` sets it
-        self._version_of_request = 0
+        self._names = itertools.count()
+        self._parts: dict[str, list[tuple[int, Any]]] = {}  # (version, output) by request
+        self._desk: Desk | None = None
         self._finished, self._asked = 0, 0
 
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: list[Request], sampling: Sampling, desk: Desk | None = None
+    ) -> list[Completion]:
         """Completes every request; the order is kept."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        self._finished, self._asked = 0, len(requests)
-        done: dict[int, Completion] = {}
-        for index, request in enumerate(requests):
+        self._finished, self._asked, self._desk = 0, len(requests), desk
+        # Token by token only if weights may change on the way: it costs a little.
+        kind = RequestOutputKind.FINAL_ONLY if desk is None else RequestOutputKind.DELTA
+        names = [self._name(index) for index in range(len(requests))]
+        for name, request in zip(names, requests, strict=True):
             params = SamplingParams(
                 temperature=0.0 if sampling.greedy else sampling.temperature,
                 top_p=1.0 if sampling.greedy else sampling.top_p,
@@ -93,33 +101,38 @@ class VllmEngine:
                 ignore_eos=True,  # every stop token, the model's own too, is in stop_ids
                 logprobs=0,
                 detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                output_kind=kind,
             )
             self._engine.add_request(
-                self._name(index), _prompt(request.prompt_ids), params, lora_request=self.adapter
+                name, _prompt(request.prompt_ids), params, lora_request=self.adapter
             )
         while self._engine.has_unfinished_requests():
-            output: Any
-            for output in self._engine.step():
-                if output.finished:
-                    index = int(output.request_id.split("-")[0])
-                    done[index] = _completion(output.outputs[0])
-                    self._finished += 1
-        self._version_of_request += 1
-        return [done[index] for index in range(len(requests))]
+            if desk is not None:
+                desk.serve()
+            self._step()
+        self._desk = None
+        return [_completion(self._parts.pop(name), desk is not None) for name in names]
+
+    def _step(self) -> list[Any]:
+        """One step of the engine, which may serve requests of `generate` and of `score` at once."""
+        version = self._desk.version if self._desk else 0
+        outputs: list[Any] = self._engine.step()
+        for output in outputs:
+            self._parts.setdefault(output.request_id, []).append((version, output))
+            self._finished += output.finished
+        return outputs
 
     def score(self, ids: list[int]) -> np.ndarray:
         """Log-probs `[L-1]` at temperature 1 of `ids[1:]`, each given what precedes it."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        self._engine.add_request(self._name(0), _prompt(ids), params, lora_request=self.adapter)
-        self._version_of_request += 1
-        found: Any = None
-        output: Any
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                found = output.prompt_logprobs if found is None else found
+        name = self._name(0)
+        self._engine.add_request(name, _prompt(ids), params, lora_request=self.adapter)
+        while not any(o.request_id == name and o.finished for o in self._step()):
+            pass
+        self._finished -= 1  # nobody asked `progress` about it
+        found = next(o.prompt_logprobs for _, o in self._parts.pop(name) if o.prompt_logprobs)
         pairs = zip(found[1:], ids[1:], strict=True)
         return np.array([at[token].logprob for at, token in pairs], np.float32)
 
@@ -145,8 +158,7 @@ class VllmEngine:
             self._engine.wake_up()
 
     def _name(self, index: int) -> str:
-        # vLLM wants every name new; the index in front leads the answer back to its place.
-        return f"{index}-{self._version_of_request}"
+        return f"{index}-{next(self._names)}"  # vLLM wants every name new
 
 
 def _repack_tied_head(worker: Any) -> None:
@@ -172,9 +184,12 @@ def _prompt(ids: Iterable[int]) -> Any:
     return TokensPrompt(prompt_token_ids=list(ids))
 
 
-def _completion(output: Any) -> Completion:
-    ids = np.asarray(output.token_ids, np.int32)
-    logp = np.array(
-        [at[int(t)].logprob for at, t in zip(output.logprobs, ids, strict=True)], np.float32
-    )
-    return Completion(ids=ids, logp=logp, stopped=output.finish_reason == "stop")
+def _completion(parts: list[tuple[int, Any]], with_version: bool) -> Completion:
+    said = [(version, output.outputs[0]) for version, output in parts]
+    ids = np.array([t for _, part in said for t in part.token_ids], np.int32)
+    at = [by_token for _, part in said for by_token in part.logprobs]
+    logp = np.array([by[int(t)].logprob for by, t in zip(at, ids, strict=True)], np.float32)
+    drawn = None
+    if with_version:
+        drawn = np.array([v for v, part in said for _ in part.token_ids], np.int32)
+    return Completion(ids, logp, said[-1][1].finish_reason == "stop", drawn)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 
 from rlft import registry
@@ -19,6 +22,7 @@ class Publisher:
         self._fleet, self._canary, self._limit_s = fleet, canary, cfg.deadlines.publish
         self._watch = CanaryWatch(cfg.model.dtype, cfg.publish.canary_tolerance)
         self._transport = registry.resolve("transport", cfg.publish.transport)
+        self._ahead, self._jobs = cfg.max_staleness > 0, itertools.count()
         self._held: WeightUpdate | None = None
         self._own: np.ndarray | None = None
         if self._transport.meets and fleet.samplers:
@@ -44,13 +48,16 @@ class Publisher:
         Raises WeightsMismatch when an engine was not handed, or does not use, what was published.
         """
         fleet, limit = self._fleet, self._limit_s
-        # Given up before the next is stored: the object store holds one version, not two.
-        self._held = self._own = None
+        if not self._ahead:
+            # Given up before the next is stored: the object store holds one version, not two. Ahead,
+            # a sampler may be replaced meanwhile and needs the last.
+            self._held = self._own = None
         calls = [(o, o.handle.send.remote(version)) for o in fleet.learners]
         if self._transport.concurrent:
-            calls += [(o, o.handle.take.remote()) for o in fleet.samplers]
+            calls += [(o, self._of_sampler("take")(o.handle)) for o in fleet.samplers]
         sent = fleet.waits.get(calls, "publish", limit)[0]
-        fleet.all(fleet.samplers, "load", sent, sent.source, what="publish", deadline_s=limit)
+        load = self._of_sampler("load", sent, sent.source)
+        fleet.ask([(o, load) for o in fleet.samplers], "publish", limit)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
         else:
@@ -58,11 +65,24 @@ class Publisher:
         canary = self._canary
         own: list[tuple[Owner, Question]]
         own = [(o, lambda handle: handle.canary.remote(canary)) for o in fleet.learners]
-        theirs = [(o, lambda handle: handle.score.remote(canary)) for o in fleet.samplers]
+        score = self._of_sampler("score", canary)
+        theirs = [(o, score) for o in fleet.samplers]
         answers = fleet.ask([*own, *theirs], "canary", limit)
         engines = {o.name: a for (o, _), a in zip(theirs, answers[len(own) :], strict=True)}
         self._own = answers[0]
         return self._watch.check(answers[0], engines, sent.manifest)
+
+    def _of_sampler(self, method: str, *args: Any) -> Question:
+        """Asks for `method(*args)`: now, or between two tokens if samplers may be decoding."""
+        if not self._ahead:
+            return lambda handle: getattr(handle, method).remote(*args)
+
+        def ask(handle: Any) -> Any:
+            job = next(self._jobs)
+            handle.serve.remote(job)
+            return handle.between.remote(job, method, *args)
+
+        return ask
 
     def catch_up(self, newcomer: Owner) -> None:
         """Brings a new sampler to the version that the others hold, with both proofs.

@@ -330,7 +330,7 @@ def test_a_file_is_found_from_the_folder_of_the_run(tmp_path):
 )
 def test_what_cannot_be_used_is_said_before_anything_is_scored(tmp_path, source, said):
     (tmp_path / "mine.py").write_text(source)
-    one = Scorer(Rewards(fns=[{"fn": "mine.py:count"}]), [str(tmp_path)], 2.0)
+    one = Scorer(Rewards(fns=[{"fn": "mine.py:count"}]), [str(tmp_path)], 5.0)
     with pytest.raises(PluginError) as caught:
         one.start()
     assert said in str(caught.value)

@@ -13,6 +13,12 @@ from rlft.replay import replay
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+def test_two_ranks_are_replayed_by_two_actors(tmp_path, tiny_model):
+    two = {"learner__num": 2, "learner__zero_stage": 1, "algo__drop_flat": False}
+    run(tmp_path / "run", tiny_model, steps=1, record={"bundles": [1]}, **two)
+    assert [r.name for r in replay(tmp_path / "run/bundles/step_000001") if not r.same] == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, ray_cluster, tiny_model):
     folder = tmp_path_factory.mktemp("records") / "run"

@@ -1,14 +1,24 @@
 """What is killed or frozen is started again, and the result is that of an undisturbed run, bit for bit."""
 
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from small_runs import metrics, run, weights
+import yaml
+from small_runs import metrics, run, tree, weights
 
-from rlft.errors import ActorFailed
+from rlft.errors import ActorDied, ActorFailed, ConfigError
 
 MARK = "RLFT_TEST_RECOVERY"
 STEPS = 4
@@ -114,9 +124,174 @@ def test_a_lost_learner_is_taken_back_to_the_checkpoint(plan, tmp_path, undistur
     assert_same(tmp_path / "run", undisturbed)
 
 
-def test_an_actor_that_always_dies_ends_the_run_with_its_name(plan, tmp_path, undisturbed):
-    model = plan("rollout.1", "rollout.2", "reward.9999")
-    changes = settings(model)
-    (model / "deaths/rollout.2").unlink()
-    with pytest.raises(ActorFailed, match=r"sampler . died at rollout"):
-        run(tmp_path / "none", model, **changes, recovery__max_restarts=0)
+def test_without_restarts_a_death_ends_the_run_by_name(plan, tmp_path):
+    model = plan("rollout.1")
+    with pytest.raises(ActorDied, match=r"sampler \d died at rollout"):
+        run(tmp_path / "run", model, **settings(model), recovery__max_restarts=0)
+
+
+def test_what_raises_at_its_first_step_is_not_tried_again(plan, tmp_path, capsys):
+    model = plan("raise.1")
+    with pytest.raises(ActorFailed, match="ZeroDivisionError"):
+        run(tmp_path / "run", model, **settings(model))
+    assert "started again" not in capsys.readouterr().out
+
+
+def test_what_raises_later_is_tried_once_more(plan, tmp_path, undisturbed, capsys):
+    model = plan("raise.20")
+    run(tmp_path / "run", model, **settings(model))
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert_same(tmp_path / "run", undisturbed)
+
+
+# -- the driver -----------------------------------------------------------------------------------
+
+
+def processes_with(mark):
+    """Every process that inherited `mark`, at any depth: Ray detaches those that it starts."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(mark, patience_s=20):
+    end = time.monotonic() + patience_s
+    while (left := processes_with(mark)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return [" ".join(p.cmdline())[:100] for p in left]
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts the command line on a configuration, in a cluster of its own; ends what it leaves."""
+    mark = uuid.uuid4().hex
+
+    def start(model, *arguments, **changes):
+        config = tmp_path / "run.yaml"
+        config.write_text(yaml.safe_dump(tree(model, **{**settings(model), **changes})))
+        root = Path(__file__).resolve().parents[2]
+        paths = os.pathsep.join([str(root), str(root / "tests/support")])
+        env = {**os.environ, MARK: mark, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        env.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-m", "rlft", "run", str(config), "--dir", str(tmp_path / "run")]
+        return subprocess.Popen(
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+            start_new_session=True,
+        )
+
+    start.mark = mark
+    yield start
+    for left in processes_with(mark):
+        left.kill()
+
+
+def until(process, start):
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    pytest.fail(f"the run ended before it said {start!r}")
+
+
+@pytest.mark.timeout(280)
+def test_a_killed_driver_comes_back_before_and_after_its_first_checkpoint_and_mid_save(
+    plan, tmp_path, launch, undisturbed
+):
+    model = plan("driver.2", "save.2")  # no checkpoint yet; then while the one of step 4 is written
+    process = launch(model, "--retries", "2")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-3000:]
+    assert not unmet(model)
+    assert "the run was killed (SIGKILL) after step 1; starting it again (1 of 2 retries)" in output
+    assert "the run was killed (SIGKILL) after step 4; starting it again (2 of 2 retries)" in output
+    assert "resumed from" in output
+    assert_same(tmp_path / "run", undisturbed)
+    root = tmp_path / "run/checkpoints"
+    assert sorted(p.name for p in root.iterdir()) == ["step_000002", "step_000004"]
+    assert (tmp_path / "run/result.json").exists()
+    assert not gone(launch.mark)
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_path, launch):
+    process = launch(plan(), steps=100_000)
+    until(process, "step 1/")
+    actor = next(
+        p for p in processes_with(launch.mark) if p.cmdline()[0].startswith("ray::Sampler")
+    )
+    actor.suspend()
+    # Meanwhile the folder is taken.
+    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on .* another --dir"):
+        run(tmp_path / "run", tmp_path / "model", **settings(tmp_path / "model"), resume=True)
+    process.kill()
+    process.wait()
+    assert not gone(launch.mark)
+
+
+@pytest.mark.timeout(200)
+def test_sigterm_to_a_supervisor_ends_the_run_and_is_not_retried(plan, launch):
+    process = launch(plan(), "--retries", "3", steps=100_000)
+    until(process, "step 1/")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM" in output and "starting it again" not in output
+    assert not gone(launch.mark)
+
+
+# -- chaos ----------------------------------------------------------------------------------------
+
+ROLES = ("ray::Sampler", "ray::RewardWorker", "ray::LearnerRank", "driver")
+
+
+def driver_of(mark):
+    """The process that runs the loop: the child of the supervisor."""
+    for process in processes_with(mark):
+        if "--retries" not in process.cmdline() and "rlft" in process.cmdline():
+            return process
+    return None
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_twenty_kills_at_random_moments_change_nothing(plan, tmp_path, launch, undisturbed):
+    rng = random.Random(0)
+    long = {"steps": 40, "save__every": 2, "recovery": {"max_restarts": 100}}
+    calm_model = plan()
+    calm = settings(calm_model) | long
+    run(tmp_path / "calm", calm_model, **calm)
+    process = launch(calm_model, "--retries", "100", **long)
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.extend(process.stdout), daemon=True)
+    reader.start()
+    kills = []
+    while len(kills) < 20 and process.poll() is None:
+        time.sleep(rng.uniform(2, 20))
+        role = rng.choice(ROLES)
+        if role == "driver":
+            victims = [p for p in [driver_of(launch.mark)] if p]
+        else:
+            found = processes_with(launch.mark)
+            victims = [p for p in found if (p.cmdline() or [""])[0].startswith(role)]
+        if victims:
+            rng.choice(victims).kill()
+            kills.append(role)
+    process.wait(timeout=600)
+    reader.join(timeout=30)
+    print("kills:", kills)
+    print("".join(output))
+    assert process.returncode == 0, "".join(output)[-3000:]
+    assert len(kills) == 20, f"the run was over after {len(kills)} kills: raise its steps"
+    ours, theirs = tmp_path / "run", tmp_path / "calm"
+    assert numbers(ours) == numbers(theirs)
+    a, b = weights(ours, 40), weights(theirs, 40)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert not gone(launch.mark)

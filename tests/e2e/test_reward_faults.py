@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def test_a_reward_that_hangs_is_killed_and_the_run_goes_on(tmp_path, tiny_model)
         steps=2,
         rewards={
             "fns": [{"fn": f"{SUPPORT / 'faulty_rewards.py'}:stuck"}],
-            **{"timeout": 0.5, "max_error_share": 0.9, "env": [MARK]},
+            **{"timeout": 0.5, "max_error_share": 0.9, "env": [MARK, "RLFT_TEST_FOLDERS"]},
         },
     )
     (tmp_path / "hang.yaml").write_text(yaml.safe_dump(config))
-    env = {**os.environ, MARK: mark}
+    env = {**os.environ, MARK: mark, "RLFT_TEST_FOLDERS": str(tmp_path / "folders")}
     env.pop("RAY_ADDRESS", None)
     done = subprocess.run(
         [sys.executable, "-m", "rlft", "run", "hang.yaml", "--dir", "run"],
@@ -63,7 +64,13 @@ def test_a_reward_that_hangs_is_killed_and_the_run_goes_on(tmp_path, tiny_model)
     account = rows(tmp_path / "run", "rewards.jsonl")
     assert sum(row["timeouts"] for row in account) == late
     assert account[0]["slowest"][0]["seconds"] >= 0.5
-    assert not marked(mark)
+    deadline = time.monotonic() + 10
+    folders = set((tmp_path / "folders").read_text().split())
+    while (marked(mark) or any(map(os.path.exists, folders))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not marked(mark), "also what the rewards had started, in sessions of their own"
+    assert len(folders) == late + 1
+    assert not any(map(os.path.exists, folders))
 
 
 @pytest.mark.usefixtures("ray_cluster")

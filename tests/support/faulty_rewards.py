@@ -162,7 +162,10 @@ def unlucky(completion, task):
 
 
 def stuck(completion, task):
-    """Hangs for some completions."""
+    """Hangs for some completions, after it started something that outlives it; says where it works."""
+    with open(os.environ["RLFT_TEST_FOLDERS"], "a") as file:
+        file.write(os.getcwd() + "\n")
     if completion[:1] in "0246":
+        subprocess.Popen(["setsid", "sleep", "10000"])
         time.sleep(10_000)
     return len(completion) / 10

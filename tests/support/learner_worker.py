@@ -52,6 +52,7 @@ def main() -> None:
     os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": world}
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as LearnerRank does
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     with open(cases_file) as stream:
         cases = json.load(stream)

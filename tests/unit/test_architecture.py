@@ -16,12 +16,14 @@ LONGEST = 460
 BROAD = {
     "cli.py": "the outermost frame: usage errors of typer have no class of ours",
     "cluster/session.py": "whatever ray.init raises at an address is an address that does not work",
+    "prefetch.py": "what is raised on the collecting thread is raised again by the loop",
     "policy/start.py": "whatever the hub raises, the model is not to be had",
     "record/checkpoint.py": "whatever stops a write, what is half-written must go",
     "record/records.py": "a report that cannot be written must not hide how the run ended",
     "record/writers.py": "whatever a tracker raises, the run goes on without it",
     "registry.py": "a plug-in may raise anything while it is imported; its traceback is shown",
     "rewards/child.py": "a reward's class may raise anything when it is made; its traceback is shown",
+    "sampling/desk.py": "what is raised at the desk is raised again where it was asked for",
     "rewards/outcome.py": "the boundary where a reward's failure becomes data",
 }
 """Where `except Exception` is allowed, and why."""

@@ -321,3 +321,13 @@ def test_every_error_is_explained():
 def test_the_documentation_s_configurations_are_whole():
     for code in blocks(ROOT / "docs/write-an-environment.md", "yaml"):
         parse_config(yaml.load(code, Loader=_Loader), "the page")
+
+
+def test_every_row_of_the_table_of_faults_is_a_test():
+    text = (ROOT / "docs/reliability.md").read_text()
+    rows = re.findall(r"^\| (?!fault|---).*\|$", text, re.MULTILINE)
+    named = set(re.findall(r"`(test_\w+)`", text))
+    sources = "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name in named if f"def {name}(" not in sources]
+    assert len(rows) > 15
+    assert all("`test_" in row or "the same" in row for row in rows)

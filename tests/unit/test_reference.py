@@ -1,6 +1,7 @@
 """Demonstrations among samples: which tokens are given, which rows come of it, when none is."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,8 @@ def test_the_row_of_a_continued_prefix():
     masked = _row(Ask((7, 8), (3,), (65, 66), trained=False), done)
     assert masked.ids.tolist() == row.ids.tolist() and masked.prompt_len == 4
     assert masked.sample_logp.tolist() == [-1, -2]
+    ahead = _row(ask, replace(done, version=np.array([3, 4], np.int32)))
+    assert ahead.version.tolist() == [-1, -1, 3, 4], "given tokens were drawn by no version"
 
 
 def test_a_prefix_counts_towards_the_response_budget():
@@ -105,7 +108,7 @@ def test_a_prefix_counts_towards_the_response_budget():
 @pytest.mark.parametrize("trained, prompt, tokens, given", [(True, 2, 4, 2), (False, 4, 2, 0)])
 def test_what_the_driver_knows_of_a_continued_prefix(trained, prompt, tokens, given):
     ask = Ask((7, 8), (3,), (65, 66), trained)
-    m = sampled_member("m", Task("t", "?"), ask, ("ABC", 2, False), RowRef(None, 0), 5)
+    m = sampled_member("m", Task("t", "?"), ask, ("ABC", 2, False, (4, 5)), RowRef(None, 0))
     assert (m.origin, m.prompt_len, m.num_tokens, m.given_tokens) == (
         "mixed",
         prompt,
@@ -113,7 +116,7 @@ def test_what_the_driver_knows_of_a_continued_prefix(trained, prompt, tokens, gi
         given,
     )
     plain = sampled_member(
-        "m", Task("t", "?"), Ask((7, 8), (3,)), ("C", 2, True), RowRef(None, 0), 5
+        "m", Task("t", "?"), Ask((7, 8), (3,)), ("C", 2, True, (5, 5)), RowRef(None, 0)
     )
     assert (plain.origin, plain.prompt_len, plain.num_tokens, plain.truncated) == (
         "policy",

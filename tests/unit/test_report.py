@@ -131,7 +131,7 @@ def test_long_runs_are_binned_without_losing_the_mean_or_the_last_step():
     assert xs[-1] == 2500
     assert sum(y * 3 for y in ys[:-1]) + ys[-1] == pytest.approx(sum(x % 7 for x in range(1, 2501)))
     assert binned([], []) == ([], [])
-    assert running_mean([1.0, 2.0, 6.0], 2) == [1.0, 1.5, 4.0]
+    assert running_mean([1.0, 2.0, 6.0, 3.0], 3) == [1.5, 3.0, 11 / 3, 4.5]
 
 
 @pytest.mark.parametrize("steps", [[1], [1, 2, 3], list(range(1, 40))])
