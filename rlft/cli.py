@@ -170,7 +170,8 @@ def replay(
 
 @app.command("list")
 def list_() -> None:
-    """Show the short names of algorithms, environments, engines, losses, advantages and rewards."""
+    """Show the short names of algorithms, environments, engines, losses, corrections, advantages and
+    rewards."""
     from rich.table import Table
 
     from rlft import registry
