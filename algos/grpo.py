@@ -1,80 +1,143 @@
 """GRPO: group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300, section 4.1).
 
 Sample a group of answers per task; an answer's advantage is its reward against the group's; take
-clipped policy-gradient steps. With its later variants as fields: Dr. GRPO (2503.20783) is
-`std: none, aggregate: constant`; DAPO's clip-higher and token loss (2503.14476) are `clip_high: 0.28`
-and `aggregate: token`. Beyond the paper: truncated importance sampling between engine and learner
-(`correction_cap`), because they never agree to the last bit. Left out: process rewards, DAPO's refill.
+clipped policy-gradient steps. The family hangs on four keys: `advantage`, `loss`, `kl` and
+`correction` (docs/choose-a-loss.md). Dr. GRPO (2503.20783) is `std: none, aggregate: constant`; DAPO
+(2503.14476) is `clip_high: 0.28, refill: N, overlong_buffer: N, drop_truncated: true`. Beyond the
+paper: a correction between engine and learner, because they never agree to the last bit. Left out:
+rewards of single steps (process supervision).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from rlft import registry
 from rlft.algo import Algo
-from rlft.config import Positive
-from rlft.filters import drop_flat, rewards_of
-from rlft.losses import ClippedSurrogate, KLToReference, TokenTruncate
-from rlft.schedule import Scheduled
-from rlft.types import Group, Term, Ticket, WeightUpdate
+from rlft.config import Natural, Positive
+from rlft.credit.overlong import soft_overlong
+from rlft.credit.reads import Advantage, advantages, reads
+from rlft.errors import ConfigError
+from rlft.filters import drop_flat, drop_truncated, members_of, rewards_of
+from rlft.losses.corrected import Corrected
+from rlft.losses.kl import Estimator, KLToReference
+from rlft.schedule import AdaptiveKL, Steered
+from rlft.types import Group, Task, Term, Ticket, WeightUpdate
 
 
 @dataclass(frozen=True)
 class GRPO(Algo):
-    """group_size: answers per task; std: divide by the group's, the batch's, or no deviation;
-    aggregate: mean over tokens, over answers, or by a constant length; kl_coef: 0 needs no reference;
-    correction_cap: largest engine-to-learner weight, null for none; loss: replaces the clipped
-    surrogate by a plug-in; advantage: replaces the group-relative one."""
+    """group_size: answers per task; advantage, loss: plug-ins, null for the group-relative advantage
+    and the clipped surrogate; std: divide by the group's, the batch's, or no deviation; clip_low,
+    clip_high, dual_clip: of the clipped surrogate; aggregate: mean over tokens, over answers, or by a
+    constant length, null for what the loss asks for; kl_coef: 0 needs no reference; correction:
+    weights between engine and learner, one or a list, null for none; drop_flat: leave out groups
+    whose rewards (or whose part `metric`) are all equal; refill: up to so many rounds of new tasks in
+    their place; overlong_buffer: tokens before the longest answer over which the reward falls by
+    overlong_penalty, 0 for no such penalty; drop_truncated: do not learn from answers cut off."""
 
     group_size: Annotated[int, Field(ge=2)] = 8
     advantage: str | dict | None = None
     std: Literal["group", "batch", "none"] = "group"
+    loss: str | dict | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    kl_coef: Scheduled = 0.0
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    correction_cap: float | None = 2.0
+    aggregate: Literal["token", "sequence", "constant"] | None = None
+    kl_coef: Steered = 0.0
+    kl: Estimator = "k3"
+    correction: str | dict | list[str | dict] | None = "token_truncate"
     drop_flat: bool = True
+    metric: str | None = None
+    refill: Natural = 0
+    overlong_buffer: Natural = 0
+    overlong_penalty: float = 1.0
+    drop_truncated: bool = False
     epochs: Positive = 1
     minibatches: Positive = 1
-    loss: str | dict | None = None
 
     def __post_init__(self) -> None:
-        self.credit()  # a wrong plug-in or range is an error now, not after the first rollout
-        _ = self.terms
+        # A wrong plug-in or range is an error now, not after the first rollout.
+        reads(self.credit())
+        policy = self.terms[0].fn
+        if self.aggregate is None:
+            object.__setattr__(self, "aggregate", getattr(policy, "aggregate", "token"))
+        if self.refill and not self.drop_flat:
+            raise ConfigError("algo.refill replaces flat groups, but algo.drop_flat is false")
 
-    def credit(self) -> Any:
-        """The function from rewards and group ids to advantages."""
-        return registry.build(
-            "advantage", self.advantage or {"name": "group_relative", "std": self.std}
-        )
+    def credit(self) -> Advantage:
+        """The function from what it reads of the groups to advantages."""
+        if self.advantage is None:
+            return registry.build("advantage", {"name": "group_relative", "std": self.std})
+        self._refuse("advantage", "std")
+        return registry.build("advantage", self.advantage)
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        cap = self.correction_cap
-        clipped = ClippedSurrogate(
-            self.clip_low,
-            self.clip_high,
-            self.dual_clip,
-            None if cap is None else TokenTruncate(cap),
-        )
-        policy = Term("policy", clipped if self.loss is None else registry.build("loss", self.loss))
+        own = ("clip_low", "clip_high", "dual_clip")
+        spec: str | dict = {"name": "clipped_surrogate", **{key: getattr(self, key) for key in own}}
+        if self.loss is not None:
+            self._refuse("loss", *own)
+            spec = self.loss
+        given = self.correction if isinstance(self.correction, list) else [self.correction]
+        weights = tuple(registry.build("correction", one) for one in given if one is not None)
+        policy = Term("policy", Corrected(registry.build("loss", spec), weights))
         if self.kl_coef == 0:
             return (policy,)
         return (policy, Term("kl", KLToReference(self.kl), self.kl_coef))
 
+    def init_state(self) -> Any:
+        return {"kl_coef": self.kl_coef.start} if isinstance(self.kl_coef, AdaptiveKL) else None
+
+    def next_state(self, state: Any, metrics: Mapping[str, float]) -> Any:
+        if not isinstance(self.kl_coef, AdaptiveKL):
+            return state
+        return {"kl_coef": self.kl_coef.after(state["kl_coef"], metrics["loss/kl"])}
+
     async def collect(self, run, ticket: Ticket) -> list[Group]:
-        groups = await run.score(await run.rollout(ticket.tasks, n=self.group_size, key=ticket.key))
-        return drop_flat(groups) if self.drop_flat else groups
+        groups = await self._sampled(run, ticket.tasks, ticket.key)
+        drawn = 0
+        for again in range(self.refill):
+            missing = range(drawn, drawn + len(ticket.tasks) - len(groups))
+            if missing:
+                assert ticket.spare is not None  # whoever deals tickets fills it
+                tasks = [ticket.spare(place) for place in missing]
+                key = ticket.key.child("refill", f"{ticket.index}r{again}")
+                groups += await self._sampled(run, tasks, key)
+                drawn = missing.stop
+        return groups
+
+    async def _sampled(self, run, tasks: list[Task], key) -> list[Group]:
+        groups = await run.score(await run.rollout(tasks, n=self.group_size, key=key))
+        return drop_flat(groups, self.metric) if self.drop_flat else groups
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
-        adv = self.credit()(*rewards_of(groups))
+        if not groups:
+            return None
+        reward_B, _ = rewards_of(groups)
+        if self.overlong_buffer:
+            length_B = reward_B.new_tensor([m.num_tokens for m in members_of(groups)[0]])
+            longest = run.cfg.sampler.max_tokens
+            reward_B = reward_B + soft_overlong(
+                length_B, longest, self.overlong_buffer, self.overlong_penalty
+            )
+        adv = advantages(self.credit(), groups, reward_B)
+        if self.drop_truncated:
+            groups, adv = drop_truncated(groups, adv)
         return run.fit(
             groups, adv, aggregate=self.aggregate, epochs=self.epochs, minibatches=self.minibatches
         )
+
+    def _refuse(self, plugin: str, *keys: str) -> None:
+        """A key of the default plug-in is not read by another one: that is said, not overlooked."""
+        defaults = {f.name: f.default for f in fields(GRPO)}
+        for key in keys:
+            if getattr(self, key) != defaults[key]:
+                raise ConfigError(
+                    f"algo.{key} belongs to the default {plugin}, but algo.{plugin} names another; "
+                    f"write {plugin}: {{name: ..., {key}: {getattr(self, key)}}} if it has that key."
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlft.types import Group, Term, Ticket, WeightUpdate
@@ -27,6 +28,10 @@ class Algo:
     def init_state(self) -> Any:
         """State that changes while running, if there is any; saved with each checkpoint."""
         return None
+
+    def next_state(self, state: Any, metrics: Mapping[str, float]) -> Any:
+        """The state after a fit that measured `metrics`; here, the same."""
+        return state
 
     async def collect(self, run: Run, ticket: Ticket) -> list[Group]:
         raise NotImplementedError

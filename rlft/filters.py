@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from rlft.types import Group
+from rlft.errors import ConfigError, did_you_mean
+from rlft.types import Group, Trajectory
 
 
 def drop_errors(groups: Iterable[Group]) -> list[Group]:
@@ -21,12 +22,46 @@ def drop_errors(groups: Iterable[Group]) -> list[Group]:
     return kept
 
 
-def drop_flat(groups: Iterable[Group]) -> list[Group]:
+def drop_flat(groups: Iterable[Group], part: str | None = None) -> list[Group]:
     """Groups whose rewards differ: in the others every group-relative advantage is zero.
 
-    The filter of DAPO (arXiv 2503.14476, section 3.2) without its refill.
+    part: the part of the reward to look at (whether it is right, say) in place of the whole; an
+    invalid answer has none of it, which differs from every value. The filter of DAPO (arXiv
+    2503.14476, section 3.2); its refill is `GRPO.refill`. Raises ConfigError: no such part.
     """
-    return [g for g in groups if len(set(g.rewards)) > 1]
+    if part is None:
+        return [g for g in groups if len(set(g.rewards)) > 1]
+    return [g for g in groups if len({_part(m, part) for m in g.members}) > 1]
+
+
+def drop_truncated(
+    groups: Sequence[Group], adv_B: torch.Tensor
+) -> tuple[list[Group], torch.Tensor]:
+    """Groups without the members that were cut off, and the advantages of those that stay.
+
+    Take advantages first: a truncated answer still counts in its group's baseline (the overlong
+    filter of DAPO, arXiv 2503.14476, section 3.4). Groups left empty are dropped.
+    """
+    members, _ = members_of(groups)
+    whole_B = torch.tensor([not m.truncated for m in members], dtype=torch.bool)
+    kept = []
+    for group in groups:
+        there = tuple(m for m in group.members if not m.truncated)
+        if there:
+            kept.append(dataclasses.replace(group, members=there))
+    return kept, adv_B[whole_B]
+
+
+def _part(member: Trajectory, part: str) -> float | None:
+    outcome = member.outcome
+    if outcome is None or outcome.kind != "value":
+        return None
+    if part not in outcome.parts:
+        raise ConfigError(
+            f"the reward of {member.id} has no part {part!r}.{did_you_mean(part, outcome.parts)} "
+            f"It has: {', '.join(outcome.parts) or 'none'}."
+        )
+    return outcome.parts[part]
 
 
 def keep_correct(groups: Iterable[Group], threshold: float = 1.0) -> list[Group]:

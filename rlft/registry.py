@@ -30,11 +30,15 @@ _HOMES = {
     "env": "envs",
     "engine": "rlft.sampling.engines",
     "loss": "rlft.losses",
+    "correction": "rlft.losses",
     "advantage": "rlft.credit",
     "reward": "rlft.rewards.builtin",
     "transport": "rlft.weights.transports",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
+
+_CALLED_WITH = {"loss": "out", "correction": "sample_logp"}
+"""Kinds whose plug-ins are classes told apart by a parameter of their call."""
 
 _ONE_CLASS_A_FILE = {"algo": ("collect", "learn"), "env": ("train", "held_out")}
 """Kinds whose short name is a file name, and the methods that its one public class must have."""
@@ -51,6 +55,7 @@ def resolve(kind: str, name: str) -> Any:
         module = _load_file(kind, target) if target.endswith(".py") else _load_module(kind, target)
         return _attribute(kind, module, attr, name)
     known = short_names(kind)
+    name = next((n for n in known if _plain(n) == _plain(name)), name)
     if name not in known:
         raise PluginError(
             f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}; "
@@ -60,6 +65,11 @@ def resolve(kind: str, name: str) -> Any:
         return _the_one_class(kind, _load_module(kind, f"{_HOMES[kind]}.{name}"))
     found = getattr(_load_module(kind, _HOMES[kind]), name)
     return resolve(kind, found) if isinstance(found, str) else found
+
+
+def _plain(name: str) -> str:
+    """`token_truncate` and `gspo` name the classes TokenTruncate and GSPO."""
+    return name.replace("_", "").casefold()
 
 
 def short_names(kind: str) -> list[str]:
@@ -146,8 +156,9 @@ def _is_plugin(kind: str, name: str, value: Any, module: ModuleType) -> bool:
     """Whether an attribute of a kind's home is a plug-in, and not something that serves them."""
     if name.startswith("_") or name not in getattr(module, "__all__", vars(module)):
         return False
-    if kind == "loss":
-        return inspect.isclass(value) and "out" in inspect.signature(value.__call__).parameters
+    if kind in _CALLED_WITH:
+        called = inspect.signature(value.__call__).parameters if inspect.isclass(value) else {}
+        return _CALLED_WITH[kind] in called
     return inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, str)
 
 

@@ -81,6 +81,7 @@ class Run:
         self._evals = JsonLines(folder / "eval.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
         self._row: dict[str, Any] = {}
+        self._scored: list[Group] = []
         self._skips = 0
         self._collector = Collector(cfg, fleet, self._text)
         first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
@@ -110,7 +111,8 @@ class Run:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
         it is never a 0. Raises RewardFailed when too many failed."""
         groups = self._outcomes(groups)
-        self._row.update(collected(groups))
+        self._scored += groups  # an algorithm may score several times in a step
+        self._row.update(collected(self._scored))
         self._save_samples(groups, self.step + 1, "train")
         self._stop_if_rewards_fail(groups)
         return drop_errors(groups)
@@ -142,19 +144,18 @@ class Run:
                 f"adv has shape {adv_B.shape}, expected one number per member: {len(members)}"
             )
         job = self._job(members, adv_B, aggregate, epochs, min(minibatches, len(members)))
-        refs = [m.row for m in members]
         self._console.phase("learn", self.step + 1)
         with self._timed("learn"), self._fleet.samplers_asleep():
             reports = self._fleet.all(
                 self._fleet.learners,
                 "fit",
                 job,
-                refs,
+                [m.row for m in members],
                 what="learn",
                 deadline_s=self.cfg.deadlines.learn,
             )
-        self._row.update(reports[0].metrics)
-        self._row["rows"] = len(members)
+        self.state = self.algo.next_state(self.state, reports[0].metrics)
+        self._row.update({**reports[0].metrics, "rows": len(members)})
         self._stop_if_nonfinite(reports, members, len(job.updates))
         if reports[0].skipped == len(job.updates):
             return None
@@ -184,7 +185,7 @@ class Run:
             row["tokens/prompt"] = sum(m.prompt_len for m in members)
             row["tokens/completion"] = sum(m.num_tokens for m in members)
         row.update(self._row)
-        self._row = {}
+        self._row, self._scored = {}, []
         self._metrics.append(row)
         self._console.step(row)
 
@@ -296,7 +297,7 @@ class Run:
             adv=adv_B,
             on_policy=np.array([m.origin == "policy" for m in members]),
             terms=terms,
-            coef=tuple(value_at(t.coef, self.step) for t in terms),
+            coef=tuple(value_at(t.coef, self.step, self.state) for t in terms),
             aggregate=aggregate,
             max_tokens=self.cfg.sampler.max_tokens,
             lr=value_at(self.cfg.learner.lr, self.step),

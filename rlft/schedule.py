@@ -61,6 +61,47 @@ Scheduled = Annotated[
 """A YAML value that may be a number or a schedule."""
 
 
-def value_at(scheduled: Scheduled, step: int) -> float:
-    """The value of a number or schedule at `step`."""
+class AdaptiveKL(BaseModel):
+    """A coefficient that steers a measured KL: `{kind: adaptive, from: 0.05, target: 0.01}`, in nats.
+
+    After each fit it is multiplied by `1 + gain e`, `e = measured / target - 1` clipped to plus or
+    minus 0.2. Source: arXiv 1909.08593, section 2.2 (gain 0.1). Its value is state of the run, saved
+    with each checkpoint; this object only knows the rule.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    kind: Literal["adaptive"] = "adaptive"
+    start: float = Field(alias="from", gt=0)
+    target: float = Field(gt=0)
+    gain: float = Field(default=0.1, gt=0, lt=5)
+
+    def after(self, coef: float, measured: float) -> float:
+        """The next coefficient. A measurement that is not a number changes nothing."""
+        if not math.isfinite(measured):
+            return coef
+        error = min(max(measured / self.target - 1, -0.2), 0.2)
+        return coef * (1 + self.gain * error)
+
+
+def _kind_of_coef(value: Any) -> str:
+    given = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "adaptive" if given == "adaptive" else _kind(value)
+
+
+Steered = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[Schedule, Tag("schedule")]
+    | Annotated[AdaptiveKL, Tag("adaptive")],
+    Discriminator(_kind_of_coef),
+]
+"""A YAML value that may be a number, a schedule, or steered by what is measured."""
+
+
+def value_at(scheduled: Steered, step: int, state: Any = None) -> float:
+    """The value of a number or schedule at `step`; of a steered one, `state["kl_coef"]`."""
+    if isinstance(scheduled, AdaptiveKL):
+        return float(state["kl_coef"])
     return scheduled(step) if isinstance(scheduled, Schedule) else float(scheduled)

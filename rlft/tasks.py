@@ -29,7 +29,12 @@ class TaskStream:
         first = index * self._per_ticket
         places = range(first, first + self._per_ticket)
         tasks = tuple(self._tasks[self._place(p)] for p in places)
-        return Ticket(index, tasks, self._key.child("ticket", index))
+        key = self._key.child("ticket", index)
+        return Ticket(index, tasks, key, functools.partial(self._spare, key.child("spare")))
+
+    def _spare(self, key: Key, place: int) -> Task:
+        """Task `place` of a random sequence; it may come twice, or be one of the ticket's own."""
+        return self._tasks[key.child(place).rng().randrange(len(self._tasks))]
 
     def _place(self, position: int) -> int:
         pass_, offset = divmod(position, len(self._tasks))

@@ -7,7 +7,7 @@ Log-probabilities (`logp`) are natural logarithms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -41,11 +41,16 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The right to collect once: which step, which tasks, which randomness. Immutable."""
+    """The right to collect once: which step, which tasks, which randomness. Immutable.
+
+    spare: further training tasks in an order of the ticket's own, for a collect that needs more than
+    `tasks`; as many as asked for, and the same each time.
+    """
 
     index: int
     tasks: tuple[Task, ...]
     key: Key
+    spare: Callable[[int], Task] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +191,13 @@ class PolicyOut:
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"
-"""Unreduced `[B, T]`, optionally with diagnostics `[B, T]` that are averaged over the mask."""
+"""Unreduced `[B, T]`, or `[B]` for a loss of whole rows; optionally with diagnostics `[B, T]` that are
+averaged over the mask."""
 
 
 class LossFn(Protocol):
-    """A pure, picklable loss. `needs` names optional batch fields that it reads (`ref_logp`)."""
+    """A pure, picklable loss. `needs` names optional batch fields that it reads (`ref_logp`);
+    `aggregate` the aggregation that its paper uses, if not `token`."""
 
     def __call__(self, out: PolicyOut, batch: Batch) -> Any: ...
 

@@ -1,7 +1,4 @@
-"""Advantages relative to a group: one number a row, from the rewards of attempts at the same task.
-
-Left out: process supervision (a reward per step) and whitening over tokens; both need `[B, T]`.
-"""
+"""Advantages relative to a group: one number a row, from the rewards of attempts at the same task."""
 
 from __future__ import annotations
 
@@ -47,12 +44,12 @@ def group_relative(
         )
     if not (math.isfinite(eps) and eps >= 0):
         raise ConfigError(f"eps must be finite and at least 0, got {eps!r}.")
-    reward_B, index_B = _checked(reward_B, group_B)
-    centred_B, size_B = _centred(reward_B, index_B)
+    reward_B, index_B = checked(reward_B, group_B)
+    centred_B, size_B = centred(reward_B, index_B)
     if std == "none":
         return centred_B.float()
     if std == "group":
-        var_B = _group_sum(centred_B**2, index_B) / (size_B - 1).clamp(min=1)
+        var_B = group_sum(centred_B**2, index_B) / (size_B - 1).clamp(min=1)
     else:
         var_B = ((reward_B - reward_B.mean()) ** 2).sum() / max(len(reward_B) - 1, 1)
     adv_B = centred_B / (var_B.sqrt() + eps)
@@ -60,21 +57,22 @@ def group_relative(
     return torch.where(centred_B == 0, 0.0, adv_B).float()
 
 
-def leave_one_out(reward_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
+def rloo(reward_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
     """Advantage float32 `[B]`: the reward minus the mean reward of the *others* in its group.
 
     The baseline of a row does not depend on that row, so the policy gradient stays unbiased; equal
     to `G / (G - 1)` times `group_relative(std="none")`. A group of size 1 has no others and gets 0.
 
-    Source: RLOO (arXiv 2402.14740). Departure: no KL penalty is put into the reward.
+    Source: RLOO (arXiv 2402.14740, section 3.2). Departures: no KL penalty is put into the reward
+    (it is a term of its own, `kl_coef`), and the loss is chosen apart: the paper's is `Reinforce`.
     Arguments and errors as in `group_relative`.
     """
-    reward_B, index_B = _checked(reward_B, group_B)
-    centred_B, size_B = _centred(reward_B, index_B)
+    reward_B, index_B = checked(reward_B, group_B)
+    centred_B, size_B = centred(reward_B, index_B)
     return (centred_B * size_B / (size_B - 1).clamp(min=1)).float()
 
 
-def _checked(reward_B: torch.Tensor, group_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def checked(reward_B: torch.Tensor, group_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rewards as float64 and group ids as dense indices, or a ValueError."""
     if reward_B.ndim != 1 or reward_B.shape != group_B.shape:
         raise ValueError(
@@ -95,16 +93,16 @@ def _checked(reward_B: torch.Tensor, group_B: torch.Tensor) -> tuple[torch.Tenso
     return reward_B, torch.unique(group_B, return_inverse=True)[1]
 
 
-def _centred(reward_B: torch.Tensor, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def centred(reward_B: torch.Tensor, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Reward minus its group's mean, and the size of the group, both float64 `[B]`."""
-    size_B = _group_sum(torch.ones_like(reward_B), index_B)
+    size_B = group_sum(torch.ones_like(reward_B), index_B)
     # Subtracting the group's least reward first makes a flat group exactly 0, whatever its value.
     low_B = torch.full_like(reward_B, math.inf)  # one slot a group; there are at most B groups
     low_B = low_B.scatter_reduce(0, index_B, reward_B, "amin").gather(0, index_B)
     shifted_B = reward_B - low_B
-    return shifted_B - _group_sum(shifted_B, index_B) / size_B, size_B
+    return shifted_B - group_sum(shifted_B, index_B) / size_B, size_B
 
 
-def _group_sum(x_B: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
+def group_sum(x_B: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
     """For each row the sum of `x` over its group."""
     return torch.zeros_like(x_B).index_add(0, index_B, x_B).gather(0, index_B)

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from rlft.batch import Inputs, Update, assemble
 from rlft.learning.learner import Learner
-from rlft.losses.aggregate import Aggregation, decision_weight, denominator
+from rlft.losses.aggregate import Aggregation, decision_weight, denominator, per_decision
+from rlft.losses.corrected import with_effective_share
 from rlft.losses.correction import mismatch
 from rlft.types import Batch, PolicyOut, Row, Term
 
@@ -88,8 +89,10 @@ def run_fit(
         applied, norm = learner.step(job.lr)
         skipped += not applied
         sums.add("grad_norm", norm if applied else 0.0, float(applied))
-    metrics = sums.reduced(learner.device)
+    metrics = with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
+    coefs = zip(job.terms, job.coef, strict=True)
+    metrics.update({f"coef/{term.name}": coef for term, coef in coefs if coef != 1.0})
     metrics["skipped_updates"] = float(skipped)
     return FitReport(metrics, skipped, tuple(sorted(nonfinite)))
 
@@ -145,13 +148,8 @@ def _accumulate(
     row_loss = torch.zeros(len(inputs.mask), device=learner.device)
     for term, coef in zip(job.terms, job.coef, strict=True):
         value = term.fn(out, batch)
-        loss_BT, diagnostics = value if isinstance(value, tuple) else (value, {})
-        if loss_BT.shape != inputs.mask.shape:
-            raise ValueError(
-                f"loss {term.name!r} returned shape {tuple(loss_BT.shape)}, expected unreduced "
-                f"[B, T] = {tuple(inputs.mask.shape)}"
-            )
-        weighted = torch.where(inputs.mask, loss_BT, 0.0) * batch.weight
+        value, diagnostics = value if isinstance(value, tuple) else (value, {})
+        weighted = per_decision(term.name, value, inputs.mask) * batch.weight
         loss = loss + coef * weighted.sum() / denom
         row_loss = row_loss + weighted.detach().sum(dim=1)
         sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per_update=True)

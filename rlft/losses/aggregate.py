@@ -78,6 +78,28 @@ def masked(name: str, x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor
     return torch.where(mask_BT, x_BT, torch.zeros_like(x_BT))
 
 
+def per_decision(name: str, loss: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The loss as `[B, T]`, 0 where masked: as it is, or `[B]` given to each decision of its row.
+
+    So one weight and one denominator serve both kinds of term, exactly over any split of the rows:
+    with `sequence` a row loss is averaged over rows, with `token` over rows by their length.
+    Raises ValueError naming `name`: any other shape.
+    """
+    if loss.shape == mask_BT.shape[:1]:
+        loss = loss[:, None].expand(mask_BT.shape)
+    if loss.shape != mask_BT.shape:
+        raise ValueError(
+            f"loss {name!r} returned shape {tuple(loss.shape)}, expected unreduced [B, T] = "
+            f"{tuple(mask_BT.shape)} or [B] = {tuple(mask_BT.shape[:1])}"
+        )
+    return masked(name, loss, mask_BT)
+
+
+def row_mean(x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Mean `[B]` of `x`, already 0 where masked, over each row's decisions; 0 for a row without."""
+    return x_BT.sum(1) / mask_BT.sum(1).clamp(min=1)
+
+
 def _check(mask_BT: torch.Tensor, kind: str) -> None:
     kinds = get_args(Aggregation)
     if kind not in kinds:

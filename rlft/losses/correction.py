@@ -3,12 +3,13 @@
 Both hold the same weights, yet their kernels and precision differ, so tokens drawn from the
 engine's distribution are off-policy to the learner. The correction is the importance ratio
 `rho = exp(old_logp - sample_logp)`, bounded, and multiplied onto the policy loss after its clip:
-truncated (TIS, `min(rho, cap)`) or masked (IcePop and MIS, `rho` inside a window and else 0), for
-each token or for the whole sequence (the product over its tokens).
+truncated (TIS, `min(rho, cap)`), masked (IcePop and MIS, `rho` inside a window and else 0) or a
+rejection (1 inside a window and else 0: `rlft.losses.rejection`), for each token or for the whole
+sequence (the product over its tokens). `rlft.losses.corrected` multiplies any number of them onto any loss.
 
 Never use one where `old_logp` *is* `sample_logp` (the recompute was skipped): the surrogate's own
 ratio then corrects already. Both log-probs must be taken at the same temperature. Left out:
-batch-normalised weights and rejection, which edits the mask.
+batch-normalised weights.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ ValueError if the shapes differ.
 
 @dataclass(frozen=True, slots=True)
 class TokenTruncate:
-    """`min(rho_t, cap)` for each token: truncated importance sampling. cap: at least 1; often 2."""
+    """`min(rho_t, cap)` for each token: truncated importance sampling. cap: at least 1."""
 
-    cap: float
+    cap: float = 2.0
 
     def __post_init__(self) -> None:
         require_range("cap", self.cap, 1, math.inf)
@@ -53,16 +54,16 @@ class TokenTruncate:
         mask: torch.Tensor,
         on_policy: torch.Tensor,
     ) -> torch.Tensor:
-        gap_BT = _log_gap(old_logp, sample_logp, mask, on_policy)
-        return masked("weight", _ratio(gap_BT).clamp(max=self.cap), mask)
+        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
+        return masked("weight", ratio_of(gap_BT).clamp(max=self.cap), mask)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
     """`rho_t` if `low <= rho_t <= high`, else 0: IcePop. low in [0, 1], high at least 1."""
 
-    low: float
-    high: float
+    low: float = 0.5
+    high: float = 5.0
 
     def __post_init__(self) -> None:
         require_range("low", self.low, 0, 1)
@@ -75,15 +76,15 @@ class TokenMask:
         mask: torch.Tensor,
         on_policy: torch.Tensor,
     ) -> torch.Tensor:
-        gap_BT = _log_gap(old_logp, sample_logp, mask, on_policy)
-        return masked("weight", _window(_ratio(gap_BT), self.low, self.high), mask)
+        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
+        return masked("weight", window(ratio_of(gap_BT), self.low, self.high), mask)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceTruncate:
     """`min(prod_t rho_t, cap)`, the same for every token of a row. cap: at least 1."""
 
-    cap: float
+    cap: float = 2.0
 
     def __post_init__(self) -> None:
         require_range("cap", self.cap, 1, math.inf)
@@ -95,8 +96,8 @@ class SequenceTruncate:
         mask: torch.Tensor,
         on_policy: torch.Tensor,
     ) -> torch.Tensor:
-        gap_BT = _log_gap(old_logp, sample_logp, mask, on_policy)
-        rho_B1 = _ratio(gap_BT.sum(1, keepdim=True)).clamp(max=self.cap)
+        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
+        rho_B1 = ratio_of(gap_BT.sum(1, keepdim=True)).clamp(max=self.cap)
         return masked("weight", rho_B1.expand_as(gap_BT), mask)
 
 
@@ -104,8 +105,8 @@ class SequenceTruncate:
 class SequenceMask:
     """`rho = prod_t rho_t` of the row if `low <= rho <= high`, else 0: MIS. Bounds as TokenMask."""
 
-    low: float
-    high: float
+    low: float = 0.5
+    high: float = 2.0
 
     def __post_init__(self) -> None:
         require_range("low", self.low, 0, 1)
@@ -118,8 +119,8 @@ class SequenceMask:
         mask: torch.Tensor,
         on_policy: torch.Tensor,
     ) -> torch.Tensor:
-        gap_BT = _log_gap(old_logp, sample_logp, mask, on_policy)
-        rho_B1 = _window(_ratio(gap_BT.sum(1, keepdim=True)), self.low, self.high)
+        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
+        rho_B1 = window(ratio_of(gap_BT.sum(1, keepdim=True)), self.low, self.high)
         return masked("weight", rho_B1.expand_as(gap_BT), mask)
 
 
@@ -132,7 +133,7 @@ def mismatch(
     `abs_gap`: |old_logp - sample_logp|. Both are 0 where masked and in rows that are not on-policy:
     divide their sum by the number of on-policy decisions, else those rows dilute the mean.
     """
-    gap_BT = _log_gap(old_logp, sample_logp, mask, on_policy)
+    gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
     clamped_BT = gap_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return {"kl": torch.expm1(clamped_BT) - clamped_BT, "abs_gap": gap_BT.abs()}
 
@@ -144,7 +145,7 @@ def require_range(name: str, got: object, low: float, high: float) -> None:
         raise ConfigError(f"{name} must be a number in [{low}, {high}], got {got!r}.")
 
 
-def _log_gap(
+def log_gap(
     old_logp: torch.Tensor, sample_logp: torch.Tensor, mask: torch.Tensor, on_policy: torch.Tensor
 ) -> torch.Tensor:
     """`old_logp - sample_logp` `[B, T]`, 0 where masked and in rows that are not on-policy."""
@@ -157,10 +158,10 @@ def _log_gap(
     return old_BT - masked("sample_logp", sample_logp.detach(), keep_BT)
 
 
-def _ratio(log_ratio: torch.Tensor) -> torch.Tensor:
+def ratio_of(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _window(rho: torch.Tensor, low: float, high: float) -> torch.Tensor:
+def window(rho: torch.Tensor, low: float, high: float) -> torch.Tensor:
     # A product, not `where`: a NaN must reach the learner instead of being masked away.
     return rho * ((rho >= low) & (rho <= high))

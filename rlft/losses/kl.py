@@ -12,10 +12,11 @@ import torch
 
 from rlft.errors import ConfigError, did_you_mean
 from rlft.losses.aggregate import masked
-from rlft.losses.correction import MAX_LOG_RATIO
+from rlft.losses.correction import MAX_LOG_RATIO, ratio_of
+from rlft.losses.surrogate import log_ratio
 from rlft.types import Batch, PolicyOut
 
-Estimator = Literal["k1", "k2", "k3"]
+Estimator = Literal["k1", "k2", "k3", "k3_corrected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ class KLToReference:
     need not estimate the gradient. `k1` and `k3` do not give the gradient of this KL. In
     expectation under the policy, `k1` gives 0 (as a loss it only adds noise) and `k3` the gradient
     of the *other* direction, KL(reference || policy), whose minimum is the same; `k2` gives the
-    gradient of KL(policy || reference).
+    gradient of KL(policy || reference). `k3_corrected` is k3 times the ratio `exp(logp - old_logp)`,
+    with its gradient: it has the gradient of KL(policy || reference) too, and stays unbiased in
+    later updates of a batch (DeepSeek-V3.2, arXiv 2512.02556, section 3.1; TRL's
+    `use_bias_correction_kl`). On the first update its gradient is that of `k2`, decision by decision.
 
     Departure: `d` is clamped to plus or minus 20, beyond which there is no gradient.
     """
@@ -62,4 +66,5 @@ class KLToReference:
         if self.estimator == "k2":
             return d_BT**2 / 2
         # expm1: in float32 `exp(d) - 1 - d` is noise of either sign for |d| below 1e-3.
-        return torch.expm1(d_BT) - d_BT
+        k3_BT = torch.expm1(d_BT) - d_BT
+        return k3_BT if self.estimator == "k3" else k3_BT * ratio_of(log_ratio(out, batch))

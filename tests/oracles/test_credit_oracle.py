@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlft.credit import group_relative, leave_one_out
+from rlft.credit import group_relative, rloo
 
 
 def paper_group_relative(
@@ -32,7 +32,7 @@ def paper_group_relative(
     return advantages
 
 
-def paper_leave_one_out(rewards: list[float], groups: list[int]) -> list[float]:
+def paper_rloo(rewards: list[float], groups: list[int]) -> list[float]:
     """r_i minus the mean of the others (RLOO, arXiv 2402.14740)."""
     advantages = []
     for i, (reward, group) in enumerate(zip(rewards, groups, strict=True)):
@@ -67,10 +67,10 @@ def test_group_relative_agrees_with_the_paper(seed: int, std: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_leave_one_out_agrees_with_the_paper(seed: int) -> None:
+def test_rloo_agrees_with_the_paper(seed: int) -> None:
     rewards, groups = random_case(seed)
-    expected = paper_leave_one_out(rewards, groups)
-    got = leave_one_out(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups))
+    expected = paper_rloo(rewards, groups)
+    got = rloo(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups))
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -94,16 +94,16 @@ def test_expected_gradient_on_a_two_armed_bandit() -> None:
     size, p, reward_of = 3, 0.3, (0.2, 1.7)
     # J(logit) = E[r] with P(arm 1) = sigmoid(logit): dJ = p (1 - p) (r1 - r0); score = arm - p.
     true_gradient = p * (1 - p) * (reward_of[1] - reward_of[0])
-    expected = {"leave_one_out": 0.0, "centred": 0.0}
+    expected = {"rloo": 0.0, "centred": 0.0}
     for arms in itertools.product((0, 1), repeat=size):
         chance = math.prod(p if arm else 1 - p for arm in arms)
         reward_B = torch.tensor([reward_of[arm] for arm in arms], dtype=torch.float64)
         group_B = torch.zeros(size, dtype=torch.int64)
         score_B = torch.tensor([arm - p for arm in arms])
         for name, adv_B in {
-            "leave_one_out": leave_one_out(reward_B, group_B),
+            "rloo": rloo(reward_B, group_B),
             "centred": group_relative(reward_B, group_B, std="none"),
         }.items():
             expected[name] += chance * float((adv_B * score_B).mean())
-    assert expected["leave_one_out"] == pytest.approx(true_gradient, rel=1e-5)
+    assert expected["rloo"] == pytest.approx(true_gradient, rel=1e-5)
     assert expected["centred"] == pytest.approx(true_gradient * (size - 1) / size, rel=1e-5)

@@ -26,6 +26,7 @@ from rlft.losses import (
     denominator,
     mismatch,
 )
+from rlft.losses.corrected import Corrected
 from rlft.types import Batch, PolicyOut
 
 ROWS, LENGTHS, WIDTH, MAX_LEN = 5, (4, 1, 6, 3, 2), 6, 10
@@ -101,7 +102,8 @@ def finite_differences(f: Callable[[np.ndarray], float], x: np.ndarray) -> np.nd
 @pytest.mark.parametrize("kind", CORRECTIONS)
 def test_surrogate_and_its_gradient(kind: str, dual: float | None, seed: int) -> None:
     out, batch = case(seed)
-    loss_fn = ClippedSurrogate(0.1, 0.28, dual_clip=dual, correction=CORRECTIONS[kind])
+    surrogate = ClippedSurrogate(0.1, 0.28, dual_clip=dual)
+    loss_fn = Corrected(surrogate, (CORRECTIONS[kind],))
     loss_BT, diagnostics = loss_fn(out, batch)
 
     def paper(logp_BT: np.ndarray) -> np.ndarray:
@@ -212,7 +214,7 @@ def paper_objective(name: str, batch: Batch, logp_BT: np.ndarray) -> float:
 def test_reduced_objectives_of_grpo_dapo_and_dr_grpo(kind: Any) -> None:
     out, batch = case(3)
     high = 0.28 if kind == "token" else 0.2
-    loss_BT, _ = ClippedSurrogate(0.2, high, correction=None)(out, batch)
+    loss_BT, _ = ClippedSurrogate(0.2, high)(out, batch)
     if kind == "sequence":
         loss_BT = loss_BT + 0.04 * KLToReference("k3")(out, batch)
     total = (decision_weight(batch.mask, kind) * loss_BT).sum()

@@ -15,15 +15,17 @@ from rlft.batch import plan
 from rlft.config import parse_config
 from rlft.learning.fit import FitJob, run_fit
 from rlft.learning.learner import Learner
-from rlft.losses import ClippedSurrogate, KLToReference, NegativeLogLikelihood
+from rlft.losses import GSPO, ClippedSurrogate, KLToReference, NegativeLogLikelihood
+from rlft.losses.corrected import Corrected
 from rlft.policy.lm import load_lm
 from rlft.types import Row, Term
 
 TERMS = {
-    "surrogate": lambda: (Term("policy", ClippedSurrogate()),),
+    "surrogate": lambda: (Term("policy", Corrected(ClippedSurrogate())),),
+    "row": lambda: (Term("policy", GSPO()),),
     "nll": lambda: (Term("nll", NegativeLogLikelihood()),),
     "poison": lambda: (Term("poison", Poison()),),
-    "kl": lambda: (Term("policy", ClippedSurrogate()), Term("kl", KLToReference(), 0.1)),
+    "kl": lambda: (Term("policy", Corrected(ClippedSurrogate())), Term("kl", KLToReference(), 0.1)),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlft.credit import group_relative, leave_one_out
+from rlft.credit import group_relative, rloo
 
 Credit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 STDS = ["group", "batch", "none"]
@@ -32,7 +32,7 @@ def test_advantages_sum_to_zero_in_each_group(std: Any) -> None:
     assert adv_B.dtype == torch.float32
     assert adv_B.abs().min() > 0
     assert group_sums(adv_B, group_B) == pytest.approx([0] * 4, abs=1e-6)
-    assert group_sums(leave_one_out(reward_B, group_B), group_B) == pytest.approx([0] * 4, abs=1e-6)
+    assert group_sums(rloo(reward_B, group_B), group_B) == pytest.approx([0] * 4, abs=1e-6)
 
 
 def test_each_group_has_unit_unbiased_deviation() -> None:
@@ -63,7 +63,7 @@ def test_normalised_advantages_ignore_affine_changes_of_the_reward(
     )
 
 
-@pytest.mark.parametrize("credit", [partial(group_relative, std="none"), leave_one_out])
+@pytest.mark.parametrize("credit", [partial(group_relative, std="none"), rloo])
 def test_unnormalised_advantages_ignore_the_shift_and_keep_the_scale(credit: Credit) -> None:
     reward_B, group_B = case()
     torch.testing.assert_close(
@@ -79,8 +79,8 @@ def test_order_of_rows_and_names_of_groups_do_not_matter(std: Any) -> None:
     moved_B = group_relative(reward_B[order_B], group_B[order_B] * 1000 - 7, std=std)
     torch.testing.assert_close(moved_B, adv_B[order_B])
     torch.testing.assert_close(
-        leave_one_out(reward_B[order_B], group_B[order_B]),
-        leave_one_out(reward_B, group_B)[order_B],
+        rloo(reward_B[order_B], group_B[order_B]),
+        rloo(reward_B, group_B)[order_B],
     )
 
 
@@ -93,10 +93,10 @@ def test_groups_do_not_see_each_other(std: Any) -> None:
     torch.testing.assert_close(whole_B[alone_B], part_B)
 
 
-def test_leave_one_out_is_the_centred_reward_scaled_up() -> None:
+def test_rloo_is_the_centred_reward_scaled_up() -> None:
     reward_B, group_B = case()
     centred_B = group_relative(reward_B, group_B, std="none")
-    torch.testing.assert_close(leave_one_out(reward_B, group_B), centred_B * 3 / 2)
+    torch.testing.assert_close(rloo(reward_B, group_B), centred_B * 3 / 2)
 
 
 @pytest.mark.parametrize("std", STDS)
@@ -108,21 +108,21 @@ def test_a_flat_group_gets_exactly_zero(std: str, eps: float, value: float) -> N
     adv_B = group_relative(reward_B, group_B, std=std, eps=eps)
     assert adv_B[:7].tolist() == [0.0] * 7
     assert adv_B[8] > 0 > adv_B[7]
-    assert leave_one_out(reward_B, group_B)[:7].tolist() == [0.0] * 7
+    assert rloo(reward_B, group_B)[:7].tolist() == [0.0] * 7
 
 
 @pytest.mark.parametrize("std", STDS)
 def test_a_group_of_one_gets_zero(std: Any) -> None:
     reward_B, group_B = torch.tensor([5.0, 0.0, 1.0]), torch.tensor([7, 8, 8])
     assert group_relative(reward_B, group_B, std=std)[0] == 0
-    assert leave_one_out(reward_B, group_B)[0] == 0
+    assert rloo(reward_B, group_B)[0] == 0
     assert group_relative(reward_B[:1], group_B[:1], std=std, eps=0.0).tolist() == [0.0]
 
 
 def test_no_rows_give_no_advantages() -> None:
     empty_B, none_B = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     assert group_relative(empty_B, none_B).tolist() == []
-    assert leave_one_out(empty_B, none_B).tolist() == []
+    assert rloo(empty_B, none_B).tolist() == []
 
 
 def test_an_unknown_std_names_the_choices() -> None:
@@ -136,7 +136,7 @@ def test_a_bad_eps_is_refused(eps: float) -> None:
         group_relative(torch.ones(2), torch.zeros(2, dtype=torch.int64), eps=eps)
 
 
-@pytest.mark.parametrize("credit", [group_relative, leave_one_out])
+@pytest.mark.parametrize("credit", [group_relative, rloo])
 def test_bad_inputs_are_refused(credit: Credit) -> None:
     ids_B = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"\[3\].*\[2\]"):

@@ -12,17 +12,28 @@ import torch
 
 import rlft.losses
 from rlft.losses import (
+    CISPO,
+    DPPO,
+    GMPO,
+    GSPO,
+    SAPO,
     ClippedSurrogate,
+    GeometricReject,
     KLToReference,
     NegativeLogLikelihood,
+    Reinforce,
     SequenceMask,
+    SequenceReject,
     SequenceTruncate,
     TokenMask,
+    TokenReject,
     TokenTruncate,
     decision_weight,
     denominator,
     mismatch,
+    per_decision,
 )
+from rlft.losses.corrected import Corrected, with_effective_share
 from rlft.types import Batch, PolicyOut, Term
 
 NAN = math.nan
@@ -31,14 +42,26 @@ CORRECTIONS: list[Any] = [
     TokenMask(0.9, 1.1),
     SequenceTruncate(1.1),
     SequenceMask(0.9, 2),
+    TokenReject(0.9, 1.1),
+    SequenceReject(0.9, 2),
+    GeometricReject(0.9, 1.1),
 ]
 LOSSES: list[Any] = [
     ClippedSurrogate(),
-    ClippedSurrogate(dual_clip=3, correction=None),
-    *(ClippedSurrogate(correction=c) for c in CORRECTIONS),
-    *(KLToReference(k) for k in ("k1", "k2", "k3")),
+    ClippedSurrogate(dual_clip=3),
+    GSPO(0.1, 0.1),
+    GMPO(0.1, 0.1),
+    CISPO(0.2, 0.1),
+    SAPO(),
+    DPPO("tv", 0.02, 0.02),
+    DPPO("kl", 0.01, 0.01),
+    *(Corrected(ClippedSurrogate(), (c,)) for c in CORRECTIONS),
+    Corrected(GSPO(), (TokenTruncate(1.1), SequenceReject(0.5, 2))),
+    *(KLToReference(k) for k in ("k1", "k2", "k3", "k3_corrected")),
+    Reinforce(),
     NegativeLogLikelihood(),
 ]
+UNBOUNDED: list[Any] = LOSSES[-2:]  # their value is the log-prob itself
 KINDS = ["token", "sequence", "constant"]
 
 
@@ -63,7 +86,7 @@ def case(
 
 def value(fn: Any, out: PolicyOut, batch: Batch) -> torch.Tensor:
     result = fn(out, batch)
-    return result[0] if isinstance(result, tuple) else result
+    return per_decision("x", result[0] if isinstance(result, tuple) else result, batch.mask)
 
 
 def gradient(fn: Any, logp_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -147,7 +170,7 @@ def test_micro_batches_add_up_to_the_whole_batch(fn: Any, kind: Any) -> None:
 def test_on_policy_gradient_is_that_of_reinforce() -> None:
     out, batch = case()
     batch = dataclasses.replace(batch, old_logp=out.logp.detach())
-    grad_BT = gradient(ClippedSurrogate(dual_clip=3, correction=None), out.logp, batch)
+    grad_BT = gradient(ClippedSurrogate(dual_clip=3), out.logp, batch)
     torch.testing.assert_close(grad_BT, torch.where(batch.mask, -batch.adv, 0.0))
 
 
@@ -167,7 +190,7 @@ def test_where_the_clip_holds(ratio: float, adv: float, slope: float, clipped: i
     one = torch.ones(1, 1, dtype=torch.float64)
     batch = Batch(one.bool(), one, adv * one, one * NAN, -one, torch.tensor([True]))
     logp_BT = (math.log(ratio) * one - one).requires_grad_()
-    loss_fn = ClippedSurrogate(0.2, 0.28, dual_clip=3.0, correction=None)
+    loss_fn = ClippedSurrogate(0.2, 0.28, dual_clip=3.0)
     loss_BT, diagnostics = loss_fn(PolicyOut(logp_BT, one), batch)
     loss_BT.sum().backward()
     assert logp_BT.grad.item() == pytest.approx(slope)
@@ -180,7 +203,9 @@ def test_absurd_ratios_stay_finite(gap: float) -> None:
     one = torch.ones(1, 2)
     adv_BT = torch.tensor([[1.0, -1.0]])
     batch = Batch(one.bool(), one, adv_BT, one * -1, one * -1, torch.tensor([True]), one * -1)
-    for fn in LOSSES[:-1]:
+    for fn in LOSSES:
+        if fn in UNBOUNDED or isinstance(fn, CISPO | DPPO):  # the log-prob itself is a factor
+            continue
         logp_BT = one * gap
         assert torch.isfinite(value(fn, PolicyOut(logp_BT, one), batch)).all()
         assert torch.isfinite(gradient(fn, logp_BT, batch)).all()
@@ -188,8 +213,8 @@ def test_absurd_ratios_stay_finite(gap: float) -> None:
 
 def test_diagnostics_are_zero_where_masked_and_carry_no_gradient() -> None:
     out, batch = case()
-    _, diagnostics = ClippedSurrogate()(out, batch)
-    assert set(diagnostics) == {"clip_fraction", "ratio", "is_weight"}
+    _, diagnostics = Corrected(ClippedSurrogate())(out, batch)
+    assert set(diagnostics) == {"clip_fraction", "ratio", "is_weight", "is_weight_squared"}
     for x_BT in diagnostics.values():
         assert not x_BT.requires_grad
         assert x_BT[~batch.mask].abs().sum() == 0
@@ -223,8 +248,8 @@ def test_a_longer_wrong_answer_costs_more_only_without_length_normalisation() ->
 def test_equal_engine_and_learner_mean_no_correction(correction: Any) -> None:
     out, batch = case()
     batch = dataclasses.replace(batch, sample_logp=batch.old_logp)
-    with_it, _ = ClippedSurrogate(correction=correction)(out, batch)
-    without, _ = ClippedSurrogate(correction=None)(out, batch)
+    with_it, _ = Corrected(ClippedSurrogate(), (correction,))(out, batch)
+    without, _ = ClippedSurrogate()(out, batch)
     assert torch.equal(with_it, without)
     gaps = mismatch(batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
     assert all(x_BT.abs().sum() == 0 for x_BT in gaps.values())
@@ -260,6 +285,52 @@ def test_a_missing_log_prob_of_a_sampled_token_is_not_hidden(correction: Any) ->
     weight_BT = correction(batch.old_logp, sample_BT, batch.mask, batch.on_policy)
     assert weight_BT[0, 0].isnan()
     assert weight_BT[1:].isfinite().all()
+
+
+def test_effective_share_is_that_of_the_formula() -> None:
+    weight_N = torch.tensor([1.0, 2.0, 0.5, 0.0])
+    means = {"is_weight": weight_N.mean().item(), "is_weight_squared": (weight_N**2).mean().item()}
+    expected = weight_N.sum().item() ** 2 / (weight_N**2).sum().item() / 4
+    got = with_effective_share({**means, "lr": 1.0})
+    assert got == {
+        "is_weight": 0.875,
+        "lr": 1.0,
+        "is_weight/effective_share": pytest.approx(expected),
+    }
+    even = with_effective_share({"is_weight": 0.5, "is_weight_squared": 0.25})
+    assert even["is_weight/effective_share"] == pytest.approx(1)
+    none = with_effective_share({"is_weight": 0.0, "is_weight_squared": 0.0})
+    assert none["is_weight/effective_share"] == 0
+    assert with_effective_share({"lr": 1.0}) == {"lr": 1.0}
+
+
+def test_corrections_multiply() -> None:
+    out, batch = case()
+    both = (TokenTruncate(1.1), SequenceReject(0.9, 2))
+    _, diagnostics = Corrected(ClippedSurrogate(), both)(out, batch)
+    args = (batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
+    expected_BT = both[0](*args) * both[1](*args)
+    torch.testing.assert_close(diagnostics["is_weight"], expected_BT)
+    assert 0 < expected_BT.count_nonzero() < batch.mask.sum()
+
+
+def test_a_rejection_is_one_or_zero_and_of_the_window() -> None:
+    _, batch = case()
+    args = (batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
+    for reject, mask in ((TokenReject, TokenMask), (SequenceReject, SequenceMask)):
+        kept_BT = reject(0.9, 1.1)(*args)
+        assert set(kept_BT.unique().tolist()) == {0.0, 1.0}
+        torch.testing.assert_close(kept_BT, (mask(0.9, 1.1)(*args) > 0).to(kept_BT.dtype))
+
+
+def test_the_geometric_window_does_not_see_length() -> None:
+    """The same gap on each token: 20 tokens are accepted like one, though their product is far off."""
+    mask_BT = torch.arange(20) < torch.tensor([[1], [20]])
+    old_BT = torch.full((2, 20), -1.0)
+    args = (old_BT, old_BT - 0.04, mask_BT, torch.tensor([True, True]))
+    assert torch.equal(GeometricReject(0.95, 1.05)(*args), mask_BT.float())
+    assert SequenceReject(0.95, 1.05)(*args).sum(1).tolist() == [1, 0]
+    assert GeometricReject(0.97, 1.03)(*args).sum() == 0
 
 
 def test_sequence_weights_are_products_of_token_weights() -> None:
@@ -301,8 +372,8 @@ def categorical(seed: int) -> torch.Tensor:
 
 def estimates(estimator: Any, logp_V: torch.Tensor, ref_V: torch.Tensor) -> torch.Tensor:
     """The estimate for each of the actions, as one row of decisions."""
-    none = torch.zeros_like(ref_V)[None]
-    batch = Batch(none == 0, none, none, none, none, torch.tensor([True]), ref_V.log()[None])
+    none, old_BT = torch.zeros_like(ref_V)[None], logp_V.detach()[None]
+    batch = Batch(none == 0, none, none, none, old_BT, torch.tensor([True]), ref_V.log()[None])
     return KLToReference(estimator)(PolicyOut(logp_V[None], none), batch)[0]
 
 
@@ -316,7 +387,7 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not() -> None:
 
 
 def test_which_gradient_each_estimator_follows() -> None:
-    """k1: none. k2: KL(policy || reference). k3: KL(reference || policy)."""
+    """k1: none. k2, k3_corrected: KL(policy || reference). k3: KL(reference || policy)."""
     logits_V = categorical(0).log().requires_grad_()
     ref_V = categorical(1)
 
@@ -328,13 +399,14 @@ def test_which_gradient_each_estimator_follows() -> None:
     pi_V = logits_V.softmax(0)
     reverse = grad_of((ref_V * (ref_V / pi_V).log()).sum())
     got = {}
-    for k in ("k1", "k2", "k3"):
+    for k in ("k1", "k2", "k3", "k3_corrected"):
         logp_V = logits_V.log_softmax(0)
         # Actions are drawn first, then the loss is differentiated: the weight has no gradient.
         got[k] = grad_of((logp_V.exp().detach() * estimates(k, logp_V, ref_V)).sum())
     torch.testing.assert_close(got["k1"], torch.zeros_like(ref_V))
     torch.testing.assert_close(got["k2"], forward)
     torch.testing.assert_close(got["k3"], reverse)
+    torch.testing.assert_close(got["k3_corrected"], forward)
     assert (forward - reverse).abs().max() > 0.01
 
 
@@ -411,7 +483,8 @@ def test_aggregation_refusals() -> None:
 @pytest.mark.parametrize("fn", [*LOSSES, *CORRECTIONS], ids=str)
 def test_pickled_losses_are_equal_and_frozen(fn: Any) -> None:
     assert pickle.loads(pickle.dumps(fn)) == fn
-    assert getattr(rlft.losses, type(fn).__name__) is type(fn)
+    if not isinstance(fn, Corrected):
+        assert getattr(rlft.losses, type(fn).__name__) is type(fn)
     for field in dataclasses.fields(fn):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(fn, field.name, 1.0)
@@ -427,14 +500,21 @@ def test_pickled_losses_are_equal_and_frozen(fn: Any) -> None:
         (lambda: ClippedSurrogate(dual_clip=1), "dual_clip must be above 1"),
         (lambda: ClippedSurrogate(dual_clip=math.inf), "dual_clip .* finite"),
         (lambda: ClippedSurrogate(dual_clip=True), "dual_clip must be a number .* got True"),
-        (lambda: ClippedSurrogate(correction=2.0), "correction must be None or one of"),  # type: ignore[arg-type]
+        (lambda: GSPO(clip_low=2), r"clip_low must be .* \[0, 1\], got 2"),
+        (lambda: GMPO(clip_high=-1), "clip_high .* got -1"),
+        (lambda: CISPO(clip_low=-1), "clip_low .* got -1"),
+        (lambda: SAPO(tau_neg=0), "tau_neg must be above 0 and finite, got 0"),
+        (lambda: DPPO("tvd"), "tv, kl; got 'tvd'.*mean 'tv'"),  # type: ignore[arg-type]
+        (lambda: DPPO(cap=0.5), "cap .* got 0.5"),
+        (lambda: TokenReject(1.5, 2), "low .* got 1.5"),
+        (lambda: GeometricReject(0.5, 0.9), "high .* got 0.9"),
         (lambda: TokenTruncate(0.5), "cap .* got 0.5"),
         (lambda: SequenceTruncate(NAN), "cap .* got nan"),
         (lambda: TokenMask(1.2, 2), "low .* got 1.2"),
         (lambda: TokenMask(0.5, 0.9), "high .* got 0.9"),
         (lambda: SequenceMask(-1, 2), "low .* got -1"),
         (lambda: SequenceMask(0.5, None), "high .* got None"),  # type: ignore[arg-type]
-        (lambda: KLToReference("k4"), "k1, k2, k3; got 'k4'"),  # type: ignore[arg-type]
+        (lambda: KLToReference("k4"), "k1, k2, k3, k3_corrected; got 'k4'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_fields_are_refused(make: Any, message: str) -> None:
@@ -446,8 +526,10 @@ def test_a_tensor_of_another_shape_is_named_not_broadcast() -> None:
     out, batch = case(rows=5, width=5)
     for name in ("adv", "old_logp", "sample_logp"):
         with pytest.raises(ValueError, match=rf"{name} must have .* \[5, 5\]; got \[5\]"):
-            ClippedSurrogate()(out, dataclasses.replace(batch, **{name: torch.zeros(5)}))
+            Corrected(ClippedSurrogate())(out, dataclasses.replace(batch, **{name: torch.zeros(5)}))
     with pytest.raises(ValueError, match=r"on_policy must be \[B\] = \[5\], got \[4\]"):
-        ClippedSurrogate()(out, dataclasses.replace(batch, on_policy=batch.on_policy[:4]))
+        Corrected(ClippedSurrogate())(
+            out, dataclasses.replace(batch, on_policy=batch.on_policy[:4])
+        )
     with pytest.raises(ValueError, match="logp must have"):
         NegativeLogLikelihood()(PolicyOut(out.logp[0], out.entropy), batch)

@@ -59,7 +59,7 @@ def test_every_short_name_stands_for_something_and_says_what(kind):
         ("env", "addition", "envs.addition:Addition"),
         ("reward", "addition", "envs.addition:reward"),
         ("loss", "ClippedSurrogate", "rlft.losses.surrogate:ClippedSurrogate"),
-        ("advantage", "leave_one_out", "rlft.credit.group:leave_one_out"),
+        ("advantage", "rloo", "rlft.credit.group:rloo"),
         ("engine", "transformers", "rlft.sampling.transformers:TransformersEngine"),
         ("transport", "object_store", "rlft.weights.object_store:ObjectStore"),
     ],
@@ -345,7 +345,7 @@ rewards: {{fns: [{{fn: "{files["reward"]}:ends_with", args: {{mark: "!"}}}}]}}
     [
         "grpo",
         "{name: grpo, kl_coef: {kind: cosine, from: 0.1, to: 0.01, steps: 9}, correction_cap: null}",
-        "{name: grpo, loss: {name: ClippedSurrogate, clip_high: 0.3}, advantage: leave_one_out}",
+        "{name: grpo, loss: {name: ClippedSurrogate, clip_high: 0.3}, advantage: rloo}",
         "{name: sft, epochs: 3}",
     ],
 )
