@@ -50,7 +50,7 @@ class Ticket:
     index: int
     tasks: tuple[Task, ...]
     key: Key
-    spare: Callable[[int], Task] | None = None
+    spare: Callable[[int], Task] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ class SAPO:
         """Loss `[B, T]`, 0 where masked; diagnostics: `ratio`, and `gate`, the slope in w over A."""
         adv_BT = masked("adv", batch.adv, batch.mask)
         ratio_BT = ratio_of(log_ratio(out, batch))
-        tau_BT = torch.where(adv_BT > 0, self.tau_pos, self.tau_neg).to(ratio_BT.dtype)
+        pos, neg = ratio_BT.new_tensor([self.tau_pos, self.tau_neg])
+        tau_BT = torch.where(adv_BT > 0, pos, neg)
         soft_BT = torch.sigmoid(tau_BT * (ratio_BT - 1))
         gate_BT = (4 * soft_BT * (1 - soft_BT)).detach()
         return -(4 / tau_BT) * soft_BT * adv_BT, {

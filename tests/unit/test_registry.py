@@ -333,7 +333,8 @@ rewards: {{fns: [{{fn: "{files["reward"]}:ends_with", args: {{mark: "!"}}}}]}}
     ones = torch.ones(1, 2)
     batch = Batch(ones.bool(), ones, 5 * ones, ones, ones, torch.tensor([True]))
     [term] = algo.terms
-    assert term.fn(PolicyOut(-ones, ones), batch).tolist() == [[15, 15]]
+    loss_BT, _ = term.fn(PolicyOut(-ones, ones), batch)
+    assert loss_BT.tolist() == [[15, 15]]
     spec = cfg.rewards.fns[0]
     reward = registry.build("reward", {"name": spec.fn, **spec.args})
     outcomes = [score_one([("r", reward, 1.0)], c, Task("0", ""), -1) for c in ("a!", "a", "")]
@@ -344,8 +345,11 @@ rewards: {{fns: [{{fn: "{files["reward"]}:ends_with", args: {{mark: "!"}}}}]}}
     "algo",
     [
         "grpo",
-        "{name: grpo, kl_coef: {kind: cosine, from: 0.1, to: 0.01, steps: 9}, correction_cap: null}",
-        "{name: grpo, loss: {name: ClippedSurrogate, clip_high: 0.3}, advantage: rloo}",
+        "{name: grpo, kl_coef: {kind: adaptive, from: 0.1, target: 0.02}, kl: k3_corrected}",
+        "{name: grpo, correction: [token_truncate, {name: sequence_reject, high: 3}]}",
+        "{name: grpo, loss: gspo, advantage: {name: gdpo, weights: {even: 2}}}",
+        "{name: grpo, kl_coef: {kind: cosine, from: 0.1, to: 0.01, steps: 9}, correction: null}",
+        "{name: grpo, loss: {name: clipped_surrogate, clip_high: 0.3}, advantage: rloo}",
         "{name: sft, epochs: 3}",
     ],
 )
