@@ -10,7 +10,7 @@ rewards of single steps (process supervision).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from rlft.filters import drop_flat, drop_truncated, members_of, rewards_of
 from rlft.losses.corrected import Corrected
 from rlft.losses.kl import Estimator, KLToReference
 from rlft.schedule import AdaptiveKL, Steered
+from rlft.seeding import Key
 from rlft.types import Group, Task, Term, Ticket, WeightUpdate
 
 
@@ -111,7 +112,7 @@ class GRPO(Algo):
                 drawn = missing.stop
         return groups
 
-    async def _sampled(self, run, tasks: list[Task], key) -> list[Group]:
+    async def _sampled(self, run, tasks: Sequence[Task], key: Key) -> list[Group]:
         groups = await run.score(await run.rollout(tasks, n=self.group_size, key=key))
         return drop_flat(groups, self.metric) if self.drop_flat else groups
 

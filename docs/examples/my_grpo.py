@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from algos.grpo import GRPO
-from rlft.credit import group_relative
-from rlft.filters import rewards_of
+from rlft.credit.reads import advantages
 
 
 @dataclass(frozen=True)
@@ -16,6 +15,6 @@ class GentleGRPO(GRPO):
     negative: float = 0.5
 
     def learn(self, run, groups):
-        adv_B = group_relative(*rewards_of(groups), std=self.std)
+        adv_B = advantages(self.credit(), groups)
         adv_B = torch.where(adv_B < 0, adv_B * self.negative, adv_B)
         return run.fit(groups, adv_B, aggregate=self.aggregate)

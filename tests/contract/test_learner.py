@@ -40,6 +40,11 @@ CASES = {
     **{f"fp32 zero{s}": case(s) for s in STAGES},
     **{f"fp32 zero{s} sequence": case(s, "sequence") for s in (0, 3)},
     **{f"fp32 zero{s} constant": case(s, "constant", temperature=0.7) for s in (0, 2)},
+    **{
+        f"fp32 zero{s} row {a}": case(s, a, terms="row")
+        for s in (0, 3)
+        for a in ("sequence", "token")
+    },
     **{f"fp32 zero{s} kl": case(s, terms="kl") for s in (0, 3)},
     **{f"fp32 zero{s} offload": case(s, deepspeed=offload(s)) for s in (1, 2, 3)},
     **{f"fp32 zero{s} recompute": case(s, gradient_checkpointing=True) for s in (0, 3)},
@@ -115,6 +120,8 @@ def plain_gradient(model_folder, c):
         sample = torch.from_numpy(row.sample_logp).double()
         weight = torch.exp(logp.detach() - sample).clamp(max=2.0)
         loss = -weight * torch.exp(logp - logp.detach()) * a
+        if c["terms"] == "row":  # one value a row, given to each of its tokens
+            loss = -(torch.exp((logp - logp.detach()).mean()) * a).expand(len(logp))
         if c["terms"] == "kl":
             d = -3.0 - logp
             loss = loss + 0.1 * (torch.exp(d) - d - 1)

@@ -205,10 +205,10 @@ def test_a_loss_brings_its_aggregation_unless_it_is_said() -> None:
 
 def test_a_key_of_the_default_plug_in_is_refused_beside_another() -> None:
     with pytest.raises(
-        ConfigError, match=r"algo.clip_high belongs to the default loss.*clip_high: 0.3"
+        ConfigError, match=r"algo\.clip_high belongs to the default loss.*clip_high: 0.3"
     ):
         GRPO(loss="gspo", clip_high=0.3)
-    with pytest.raises(ConfigError, match="algo.std belongs to the default advantage"):
+    with pytest.raises(ConfigError, match=r"algo\.std belongs to the default advantage"):
         GRPO(advantage="rloo", std="none")
     with pytest.raises(ConfigError, match="refill replaces flat groups"):
         GRPO(refill=1, drop_flat=False)
