@@ -81,8 +81,7 @@ class Run:
         self._evals = JsonLines(folder / "eval.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
         self._row: dict[str, Any] = {}
-        self._scored: list[Group] = []
-        self._skips = 0
+        self._skips, self._scored = 0, list[Group]()
         self._collector = Collector(cfg, fleet, self._text)
         first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
         size = json.loads((start / "config.json").read_text())["vocab_size"]
@@ -155,7 +154,8 @@ class Run:
                 deadline_s=self.cfg.deadlines.learn,
             )
         self.state = self.algo.next_state(self.state, reports[0].metrics)
-        self._row.update({**reports[0].metrics, "rows": len(members)})
+        self._row.update(reports[0].metrics)
+        self._row["rows"] = len(members)
         self._stop_if_nonfinite(reports, members, len(job.updates))
         if reports[0].skipped == len(job.updates):
             return None
