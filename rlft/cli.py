@@ -81,13 +81,14 @@ def check(config: ConfigArg, overrides: Overrides = None) -> None:
 
 @app.command("list")
 def list_() -> None:
-    """Show the short names of algorithms, environments, engines, losses, advantages and rewards."""
+    """Show the short names of algorithms, environments, engines, losses, corrections, advantages and
+    rewards."""
     from rich.table import Table
 
     from rlft import registry
 
     table = Table("kind", "name", "what it is", box=None, pad_edge=False)
-    for kind in ("algo", "env", "engine", "reward", "advantage", "loss", "transport"):
+    for kind in ("algo", "env", "engine", "reward", "advantage", "loss", "correction", "transport"):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))
     Console().print(table)

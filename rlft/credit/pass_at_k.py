@@ -20,7 +20,7 @@ def pass_at_k(
     k: int = 4,
     baseline: Baseline = "loo_minus_one",
 ) -> torch.Tensor:
-    """Advantage float32 `[B]` whose policy gradient is, without bias, that of E[best reward of k].
+    """Advantage float32 `[B]` whose policy gradient is, without bias, that of the expected best of k.
 
     For member i of a group of n, over all sets S of k members that hold i: `k` times the mean of
     `max(S) - b`. baseline: `loo_minus_one`, b is max(S without i), so only a member that is the best

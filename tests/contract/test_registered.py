@@ -71,7 +71,9 @@ def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
     assert rows[-1]["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("kind", ["algo", "env", "engine", "loss", "advantage", "reward"])
+@pytest.mark.parametrize(
+    "kind", ["algo", "env", "engine", "loss", "correction", "advantage", "reward"]
+)
 def test_everything_says_what_it_is(kind):
     for name in registry.short_names(kind):
         assert len(registry.summary(kind, name)) > 10, f"{kind} {name} has no documentation"
