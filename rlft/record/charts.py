@@ -194,7 +194,7 @@ def _time(rows: Sequence[Row]) -> list[Chart]:
         look = {"type": "bar", "marker": {"color": colour}, "hovertemplate": "%{y:.3g} s"}
         stacked.append({"x": xs, "y": ys, "name": phase, **look})
     note = ", ".join(f"{p} {sum(v) / max(total, 1e-9):.0%}" for p, v in seconds.items())
-    layout = {"barmode": "stack", "bargap": 0.1 if len(steps) < 60 else 0}
+    layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.1 if len(steps) < 60 else 0}
     layout["xaxis"] = _steps_axis(stacked)
     speed = [
         {
