@@ -6,7 +6,7 @@ requests and the loss for as long in a step, as a GPU elsewhere would keep them 
 
 driver: 1,000 samplers and 100,000 trajectories a step. The driver's own work is done for real (prompts to
 tokens, seeds, shares, trajectories, scoring, advantages, micro-batches, metrics); what samplers and reward
-workers answer is made up beforehand. Prints `driver_share: X` of a 60-second step. Bar: 0.05. What Ray needs
+workers answer is made up before. Prints `driver_share: X` of a 60-second step. Bar: 0.05. What Ray needs
 to carry a thousand calls is not in it.
 
     python benchmarks/async_overlap.py            about two minutes on two cores
@@ -81,7 +81,7 @@ def overlap(seconds: float, steps: int, max_staleness: int) -> float:
             "loss": {"name": f"{HERE}:SleepingLoss", "seconds": seconds},
         },
         "env": {"name": "addition", "train_size": 200, "held_out_size": 20},
-        "model": {"build": "envs.addition:model", "dtype": "float32", "max_length": 64},
+        "model": {"build": "envs.addition:build_model", "dtype": "float32", "max_length": 64},
         "sampler": {
             "engine": f"{HERE}:SleepingEngine",
             "max_tokens": 4,
@@ -138,7 +138,7 @@ def driver(samplers: int, prompts: int, group: int) -> float:
         "tasks_per_step": prompts,
         "algo": "grpo",
         "env": "addition",
-        "model": {"build": "envs.addition:model", "max_length": 64},
+        "model": {"build": "envs.addition:build_model", "max_length": 64},
         "sampler": {"max_tokens": 16},
         "rewards": {"fns": [{"fn": "addition"}]},
     }
@@ -151,12 +151,12 @@ def driver(samplers: int, prompts: int, group: int) -> float:
         for share in _shares(prompts, samplers)
     ]
     scored = [
-        Scored(tuple(Outcome("value", float(r)) for r in rng.integers(0, 2, len(share))), 0, "")
+        Scored([Outcome("value", float(r)) for r in rng.integers(0, 2, len(share))], 0, "")
         for share in _shares(prompts * group, 8)
     ]
     fleet: Any = _StandIn(samplers, {"rollout": [(h, None) for h in heads], "reward": scored})
     with tempfile.TemporaryDirectory() as folder:
-        _, tokenizer = registry.build("model", "envs.addition:model")(0)
+        _, tokenizer = registry.build("model", "envs.addition:build_model")(0)
         tokenizer.save_pretrained(folder)
         collector = Collector(cfg, fleet, Text(folder))
         clock = [("", time.perf_counter())]

@@ -247,12 +247,6 @@ class Config(Section):
                 f"(got path={self.model.path!r}, build={self.model.build!r}, "
                 f"warm_start={self.warm_start!r})"
             )
-        in_turn = self.cluster.placement == "colocated" and self.sampler.gpus and self.learner.gpus
-        if self.max_staleness and in_turn:
-            raise ValueError(
-                f"max_staleness is {self.max_staleness}, but samplers and learners take turns on the "
-                f"same GPUs: set cluster.placement=disaggregated, or max_staleness=0"
-            )
         if self.sampler.max_tokens >= self.model.max_length:
             raise ValueError(
                 f"sampler.max_tokens ({self.sampler.max_tokens}) leaves no room for a prompt in "

@@ -42,6 +42,11 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
             f"max_staleness is {cfg.max_staleness}, but algo {type(algo).__name__} learns from data that "
             f"is at most {algo.max_staleness} versions old; lower it"
         )
+    if cfg.max_staleness and cfg.cluster.placement == "colocated" and cfg.learner.gpus:
+        raise ConfigError(
+            f"max_staleness is {cfg.max_staleness}, but colocated samplers and learners take turns on "
+            f"their GPUs: set cluster.placement=disaggregated, or max_staleness=0"
+        )
     _ship_by_value()
     return algo, env
 
