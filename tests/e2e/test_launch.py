@@ -124,6 +124,7 @@ def stop(head, job):
     return subprocess.run([*ray, job], env=env, capture_output=True, timeout=120, check=False)
 
 
+@pytest.mark.long
 def test_ray_job_stop_leaves_nothing_behind(head, following):
     process, job = following
     running = "\n".join(head.commands())

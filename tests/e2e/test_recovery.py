@@ -20,6 +20,8 @@ from small_runs import metrics, run, tree, weights
 
 from rlft.errors import ActorDied, ActorFailed, ConfigError
 
+pytestmark = pytest.mark.long
+
 MARK = "RLFT_TEST_RECOVERY"
 STEPS = 4
 

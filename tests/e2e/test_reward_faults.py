@@ -13,6 +13,8 @@ import pytest
 import yaml
 from small_runs import metrics, run, tree, weights
 
+pytestmark = pytest.mark.long
+
 MARK = "RLFT_TEST_REWARD"
 SUPPORT = Path(__file__).parents[1] / "support"
 

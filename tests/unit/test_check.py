@@ -236,6 +236,8 @@ def test_nor_is_it_passed_through_to_deepspeed():
 
 def test_every_problem_is_told_at_once(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Other tests may have started a cluster, whose cores would be asked instead.
+    monkeypatch.setattr("rlft.check.hardware.private_resources", lambda cfg: {"CPU": 2.0})
     cfg = config(
         model={"path": str(tiny_model), "dtype": "float32", "max_length": 64},
         sampler={"engine": "transformers", "max_tokens": 60},
