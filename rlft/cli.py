@@ -1,7 +1,7 @@
 """The command line: `rlft run | check | report | eval | replay | reward test | list | schema | fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
-running; 130 Ctrl-C, 143 SIGTERM.
+running; 3 a guard stopped the run; 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from rlft import trial
-from rlft.errors import RlftError, UserError
+from rlft.errors import GuardStop, RlftError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(trial.app, name="reward")
@@ -230,6 +230,9 @@ def main() -> None:
     except UserError as error:
         _err.print(f"error: {error}", markup=False)
         sys.exit(2)
+    except GuardStop as error:  # started again, it would stop again: --retries tells it by its code
+        _err.print(f"stopped: {error}", markup=False)
+        sys.exit(3)
     except RlftError as error:
         _err.print(f"failed: {error}", markup=False)
         sys.exit(1)

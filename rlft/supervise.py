@@ -32,8 +32,8 @@ def supervise(
     """Runs `command(0)`; when that is killed or exits with 1, `command(1)`, and so on, at most `retries`
     times. Returns the exit code of the last.
 
-    What exits with another code has said what it had to say: bad input (2), a signal (130, 143). Nor is
-    one started again that broke twice at the same step. Ctrl-C and SIGTERM are passed on.
+    What exits with another code has said what it had to say: bad input (2), a guard (3), a signal (130,
+    143). Nor is one started again that broke twice at the same step. Ctrl-C and SIGTERM are passed on.
     """
     broke_at: int | None = None
     for attempt in range(retries + 1):

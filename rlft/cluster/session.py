@@ -120,7 +120,11 @@ def _nothing_left_behind() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
+    came = False
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         raise Terminated("SIGTERM")
 
     try:
@@ -130,6 +134,11 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         return
     try:
         yield
+    except KeyboardInterrupt as stop:
+        # Inside one of Ray's own waits, Ray raises its KeyboardInterrupt in place of ours.
+        if came and not isinstance(stop, Terminated):
+            raise Terminated("SIGTERM") from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -141,12 +141,14 @@ class Learner:
         """Yields (Hugging Face name, tensor on the CPU in the engine's dtype), adapters merged.
 
         A collective under ZeRO-3: every rank must exhaust it; there, ranks other than 0 yield
-        nothing of use. A tied output head is left out, as in the Hugging Face layout.
+        nothing of use. A tied output head is left out, as in the Hugging Face layout. On a CPU the
+        tensors are the weights themselves where they can be: read them before the next step.
         """
         dtype = getattr(torch, self.cfg.model.dtype)
         causal = self.policy.causal_lm()
         tied = bool(getattr(causal.config, "tie_word_embeddings", False))
         merged = _merged_deltas(causal)
+        gathered = self.cfg.learner.zero_stage == 3  # then what is yielded outlives the parameter
         for name, parameter in causal.named_parameters(remove_duplicate=not tied):
             if "lora_" in name or (tied and name == "lm_head.weight"):
                 continue
@@ -156,7 +158,7 @@ class Learner:
                 if plain in merged:
                     (down, up), scale = merged[plain]
                     tensor = tensor.float() + scale * (up.detach().float() @ down.detach().float())
-                yield plain, tensor.to("cpu", dtype, copy=True)
+                yield plain, tensor.to("cpu", dtype, copy=gathered)
 
     def adapter_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (peft name, tensor on the CPU) of the LoRA adapter. A collective under ZeRO-3."""

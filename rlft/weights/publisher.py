@@ -56,21 +56,19 @@ class Publisher:
         if self._transport.concurrent:
             calls += [(o, self._of_sampler("take")(o.handle)) for o in fleet.samplers]
         sent = fleet.waits.get(calls, "publish", limit)[0]
+        canary = self._canary
+        own = [(o, o.handle.canary.remote(canary)) for o in fleet.learners]  # while engines load
         load = self._of_sampler("load", sent, sent.source)
         fleet.ask([(o, load) for o in fleet.samplers], "publish", limit)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
         else:
             self._held = sent
-        canary = self._canary
-        own: list[tuple[Owner, Question]]
-        own = [(o, lambda handle: handle.canary.remote(canary)) for o in fleet.learners]
+        self._own = fleet.waits.get(own, "canary", limit)[0]
         score = self._of_sampler("score", canary)
-        theirs = [(o, score) for o in fleet.samplers]
-        answers = fleet.ask([*own, *theirs], "canary", limit)
-        engines = {o.name: a for (o, _), a in zip(theirs, answers[len(own) :], strict=True)}
-        self._own = answers[0]
-        return self._watch.check(answers[0], engines, sent.manifest)
+        answers = fleet.ask([(o, score) for o in fleet.samplers], "canary", limit)
+        engines = {o.name: a for o, a in zip(fleet.samplers, answers, strict=True)}
+        return self._watch.check(self._own, engines, sent.manifest)
 
     def _of_sampler(self, method: str, *args: Any) -> Question:
         """Asks for `method(*args)`: now, or between two tokens if samplers may be decoding."""

@@ -82,7 +82,7 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         case["model"], case["dtype"], lora=cfg.model.lora, gradient_checkpointing=recompute
     )
     learner = Learner(cfg, policy)
-    before = dict(learner.full_tensors())
+    before = {name: tensor.clone() for name, tensor in learner.full_tensors()}
     rows = rows_of(case["seed"], case["rows"], 64)
     updates = plan([len(r.ids) for r in rows], world=world, budget=case["budget"])
     adv = np.linspace(-1, 1, len(rows)).astype(np.float32)

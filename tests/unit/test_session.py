@@ -1,0 +1,28 @@
+"""What a run makes of the signals that end it."""
+
+import os
+import signal
+
+import pytest
+
+from rlft.cluster import session
+
+
+@session._sigterm_as_interrupt()
+def one_of_rays_waits():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except session.Terminated:
+        raise KeyboardInterrupt from None  # as Ray has it
+
+
+def test_sigterm_is_told_from_ctrl_c_even_where_ray_raises_its_own():
+    with pytest.raises(session.Terminated):
+        one_of_rays_waits()
+
+
+def test_ctrl_c_stays_ctrl_c():
+    wait = session._sigterm_as_interrupt()(os.kill)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        wait(os.getpid(), signal.SIGINT)
+    assert not isinstance(caught.value, session.Terminated)
