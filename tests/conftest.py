@@ -86,6 +86,7 @@ def ray_cluster() -> Iterator[None]:
     root = Path(__file__).resolve().parents[1]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests" / "support")])
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in a private cluster of a run
     ray.init(
         address="local",
         num_cpus=2,
