@@ -12,6 +12,7 @@ from threading import Thread
 
 import pytest
 import yaml
+from interruptible import interruptible
 from private_head import ROOT, free_ports, private_head
 from small_runs import tree
 
@@ -101,6 +102,7 @@ def following(head, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=interruptible,
         start_new_session=True,
     )
     lines, job = [], None
@@ -124,7 +126,6 @@ def stop(head, job):
     return subprocess.run([*ray, job], env=env, capture_output=True, timeout=120, check=False)
 
 
-@pytest.mark.long
 def test_ray_job_stop_leaves_nothing_behind(head, following):
     process, job = following
     running = "\n".join(head.commands())

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from interruptible import interruptible
 from small_runs import metrics, run, tree, weights
 
 from rlft.errors import ActorDied, ActorFailed, ConfigError
@@ -187,6 +188,7 @@ def launch(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             env=env,
+            preexec_fn=interruptible,
             start_new_session=True,
         )
 

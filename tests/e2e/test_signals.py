@@ -10,6 +10,7 @@ import uuid
 import psutil
 import pytest
 import yaml
+from interruptible import interruptible
 from small_runs import tree
 
 MARK = "RLFT_TEST_SIGNAL"
@@ -43,6 +44,7 @@ def running(tmp_path, tiny_model):
         stderr=subprocess.STDOUT,
         text=True,
         env=env,
+        preexec_fn=interruptible,
         start_new_session=True,  # a terminal's Ctrl-C reaches a whole group: this one
     )
     lines = []
