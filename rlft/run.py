@@ -152,7 +152,7 @@ class Run:
         if "tokens/completion" not in self._row:
             row["tokens/prompt"] = sum(m.prompt_len for m in members)
             row["tokens/completion"] = sum(m.num_tokens for m in members)
-        row["recovery/restarts"], self._fleet.restarts = self._fleet.restarts, 0
+        row["recovery/restarts"] = self._restarts()
         idle = self._fleet.idle_shares()
         row["time/idle_share_learners"] = idle["learners"]
         if "samplers" in idle:
@@ -175,6 +175,7 @@ class Run:
         result["eval/tasks"] = float(len(tasks))
         result["eval/tokens"] = sum(m.num_tokens for m in members) / max(1, len(members))
         result["time/eval_s"] = time.monotonic() - began
+        result["recovery/restarts"] = float(self._restarts())
         self.records.evaluation({"step": self.step, "version": self.version, **result})
         self.records.samples(groups, self.step, "eval")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
@@ -252,6 +253,11 @@ class Run:
         return bool(what.at_end) if last else bool(what.every and self.step % what.every == 0)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _restarts(self) -> int:
+        """Restarts since they were last recorded: each is counted in one row."""
+        count, self._fleet.restarts = self._fleet.restarts, 0
+        return count
 
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int

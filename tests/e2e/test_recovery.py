@@ -21,14 +21,18 @@ from small_runs import metrics, run, tree, weights
 
 from rlft.errors import ActorDied, ActorFailed, ConfigError
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 MARK = "RLFT_TEST_RECOVERY"
 STEPS = 4
 
 
+ONE = {"sampler__num": 1}
+"""For runs whose driver is killed: they start often, and an actor takes seconds to import."""
+
+
 def settings(model: Path) -> dict:
-    """Two samplers and two reward workers, with every plug-in that may be told to die."""
+    """Two samplers, with every plug-in that may be told to die."""
     deaths = str(model / "deaths")
     return {
         "steps": STEPS,
@@ -36,7 +40,7 @@ def settings(model: Path) -> dict:
         "eval": {"every": 2, "at_start": True, "at_end": True, "max_tasks": 8},
         "sampler__engine": "deaths:Engine",
         "sampler__num": 2,
-        "rewards": {"workers": 2, "fns": [{"fn": "deaths:reward", "args": {"folder": deaths}}]},
+        "rewards": {"fns": [{"fn": "deaths:reward", "args": {"folder": deaths}}]},
         "algo": {
             "name": "deaths:Algo",
             "group_size": 4,
@@ -64,13 +68,16 @@ def plan(tmp_path, tiny_model):
     return make
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, ray_cluster, tiny_model):
-    folder = tmp_path_factory.mktemp("undisturbed")
+def calm(folder, tiny_model, **changes):
     model = folder / "model"
     shutil.copytree(tiny_model, model)
-    run(folder / "run", model, **settings(model))
+    run(folder / "run", model, **{**settings(model), **changes})
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ray_cluster, tiny_model):
+    return calm(tmp_path_factory.mktemp("undisturbed"), tiny_model)
 
 
 def numbers(folder, file="metrics.jsonl"):
@@ -90,7 +97,8 @@ def assert_same(ours, theirs):
 
 
 def restarts(folder):
-    return [row["recovery/restarts"] for row in metrics(folder)]
+    evaluations = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    return [row["recovery/restarts"] for row in (*metrics(folder), *evaluations)]
 
 
 def unmet(model):
@@ -103,7 +111,7 @@ def test_samplers_and_reward_workers_are_replaced_alone(plan, tmp_path, undistur
     run(tmp_path / "run", model, **settings(model), recovery__max_restarts=5)
     said = capsys.readouterr().out
     assert not unmet(model), "every planned moment came"
-    assert sum(restarts(tmp_path / "run")) == 5
+    assert sum(restarts(tmp_path / "run")) == 5, "each counted once, in a step or an evaluation"
     assert "reward worker" in said and "died at reward" in said
     assert "died at rollout" in said and "died at publish" in said
     assert "is frozen at rollout" in said
@@ -207,17 +215,17 @@ def until(process, start):
 
 @pytest.mark.timeout(280)
 def test_a_killed_driver_comes_back_before_and_after_its_first_checkpoint_and_mid_save(
-    plan, tmp_path, launch, undisturbed
+    plan, tmp_path, tmp_path_factory, launch, tiny_model
 ):
     model = plan("driver.2", "save.2")  # no checkpoint yet; then while the one of step 4 is written
-    process = launch(model, "--retries", "2")
+    process = launch(model, "--retries", "2", **ONE)
     output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
     assert not unmet(model)
     assert "the run was killed (SIGKILL) after step 1; starting it again (1 of 2 retries)" in output
     assert "the run was killed (SIGKILL) after step 4; starting it again (2 of 2 retries)" in output
     assert "resumed from" in output
-    assert_same(tmp_path / "run", undisturbed)
+    assert_same(tmp_path / "run", calm(tmp_path_factory.mktemp("calm"), tiny_model, **ONE))
     root = tmp_path / "run/checkpoints"
     assert sorted(p.name for p in root.iterdir()) == ["step_000002", "step_000004"]
     assert (tmp_path / "run/result.json").exists()
@@ -226,7 +234,7 @@ def test_a_killed_driver_comes_back_before_and_after_its_first_checkpoint_and_mi
 
 @pytest.mark.timeout(200)
 def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_path, launch):
-    process = launch(plan(), steps=100_000)
+    process = launch(plan(), steps=100_000, **ONE)
     until(process, "step 1/")
     actor = next(
         p for p in processes_with(launch.mark) if p.cmdline()[0].startswith("ray::Sampler")
@@ -242,7 +250,7 @@ def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_pat
 
 @pytest.mark.timeout(200)
 def test_sigterm_to_a_supervisor_ends_the_run_and_is_not_retried(plan, launch):
-    process = launch(plan(), "--retries", "3", steps=100_000)
+    process = launch(plan(), "--retries", "3", steps=100_000, **ONE)
     until(process, "step 1/")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
