@@ -1,17 +1,21 @@
-"""A reward for answers that end as they were asked to, and come to the point."""
+"""A reward for answers that come to the point."""
 
 import re
 
-LAST_LINE = re.compile(r"Answer: -?[\d,.]*\d\.?")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def short_answer(completion: str, task, words: int = 60) -> dict[str, float]:
-    """Half for a last line `Answer: NUMBER`, up to 1 for few words with it; 0 without that line.
+def short_answer(completion: str, task, enough: int = 10, words: int = 60) -> dict[str, float]:
+    """1 for an answer with a number in at most `enough` words, falling to 0 at `words`.
 
-    Whether the number is right is not asked: this is about form.
+    Whether the number is right is not asked, but told (`right`): brevity has a price.
     """
-    lines = completion.strip().splitlines()
-    formed = float(bool(lines) and LAST_LINE.fullmatch(lines[-1].strip()) is not None)
     count = len(completion.split())
-    brief = max(0.0, 1 - count / words)
-    return {"reward": formed * (0.5 + 0.5 * brief), "formed": formed, "words": float(count)}
+    brief = min(1.0, max(0.0, (words - count) / (words - enough)))
+    numbers = NUMBER.findall(completion.replace("$", ""))
+    gold = task.target.rpartition("####")[2].strip() if task.target else None
+    return {
+        "reward": brief if numbers else 0.0,
+        "words": float(count),
+        "right": float(bool(numbers) and numbers[-1].rstrip(",").replace(",", "") == gold),
+    }

@@ -36,6 +36,7 @@ def settings(model: Path) -> dict:
     deaths = str(model / "deaths")
     return {
         "steps": STEPS,
+        "cluster__cpus": 1,  # the same threads in the shared cluster and in a run's own
         "save__every": 2,
         "eval": {"every": 2, "at_start": True, "at_end": True, "max_tasks": 8},
         "sampler__engine": "deaths:Engine",
@@ -135,12 +136,14 @@ def test_a_lost_learner_is_taken_back_to_the_checkpoint(plan, tmp_path, undistur
     assert_same(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.long
 def test_without_restarts_a_death_ends_the_run_by_name(plan, tmp_path):
     model = plan("rollout.1")
     with pytest.raises(ActorDied, match=r"sampler \d died at rollout"):
         run(tmp_path / "run", model, **settings(model), recovery__max_restarts=0)
 
 
+@pytest.mark.long
 def test_what_raises_at_its_first_step_is_not_tried_again(plan, tmp_path, capsys):
     model = plan("raise.1")
     with pytest.raises(ActorFailed, match="ZeroDivisionError"):
@@ -148,6 +151,7 @@ def test_what_raises_at_its_first_step_is_not_tried_again(plan, tmp_path, capsys
     assert "started again" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_what_raises_later_is_tried_once_more(plan, tmp_path, undisturbed, capsys):
     model = plan("raise.20")
     run(tmp_path / "run", model, **settings(model))
@@ -232,6 +236,7 @@ def test_a_killed_driver_comes_back_before_and_after_its_first_checkpoint_and_mi
     assert not gone(launch.mark)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_path, launch):
     process = launch(plan(), steps=100_000, **ONE)

@@ -13,8 +13,6 @@ import pytest
 import yaml
 from small_runs import metrics, run, tree, weights
 
-pytestmark = pytest.mark.long
-
 MARK = "RLFT_TEST_REWARD"
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -75,6 +73,7 @@ def test_a_reward_that_hangs_is_killed_and_the_run_goes_on(tmp_path, tiny_model)
     assert not any(map(os.path.exists, folders))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("on_error", ["shrink", "refill"])
 def test_failures_are_repeatable_whoever_scores(tmp_path, tiny_model, on_error):
