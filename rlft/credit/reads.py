@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 
+from rlft.credit.decision import RowSteps
+from rlft.credit.steps import StepAdvantages
 from rlft.errors import ConfigError, PluginError, did_you_mean
 from rlft.filters import members_of, rewards_of
 from rlft.types import Group, Trajectory
 
-Advantage = Callable[..., torch.Tensor]
+Advantage = Callable[..., "torch.Tensor | StepAdvantages"]
 
 READABLE: Mapping[str, str] = {
     "reward_B": "the rewards, float64 [B]",
     "group_B": "which rows share a baseline, int64 [B]",
     "length_B": "tokens of each answer, int64 [B]",
     "parts": "named parts of the rewards, each float64 [B]; `reward` is the whole",
+    "steps": "each answer's steps, (characters up to its end, reward); without any, the answer is one",
     "cluster_B": "which strategy a row follows, int64 [B]: the reward's part `cluster`, else by text",
 }
 """The names, and what they stand for."""
@@ -49,8 +52,8 @@ def reads(advantage: Advantage) -> tuple[str, ...]:
 
 def advantages(
     advantage: Advantage, groups: Sequence[Group], reward_B: torch.Tensor | None = None
-) -> torch.Tensor:
-    """What `advantage` says of every member of `groups`, in order: `[B]`.
+) -> torch.Tensor | StepAdvantages:
+    """What `advantage` says of every member of `groups`, in order: `[B]`, or of their steps.
 
     reward_B: shaped rewards in place of the members' own. Raises PluginError: another shape.
     """
@@ -62,9 +65,12 @@ def advantages(
         "group_B": lambda: group_B,
         "length_B": lambda: torch.tensor([m.num_tokens for m in members], dtype=torch.int64),
         "parts": lambda: {**parts_of(members), "reward": reward_B},
+        "steps": lambda: steps_of(members, reward_B),
         "cluster_B": lambda: clusters_of(members),
     }
     adv_B = advantage(**{name: sources[name]() for name in reads(advantage)})
+    if isinstance(adv_B, StepAdvantages):
+        return adv_B
     if not isinstance(adv_B, torch.Tensor) or adv_B.shape != (len(members),):
         got = list(adv_B.shape) if isinstance(adv_B, torch.Tensor) else type(adv_B).__name__
         raise PluginError(
@@ -84,6 +90,13 @@ def parts_of(members: Sequence[Trajectory]) -> dict[str, torch.Tensor]:
         name: torch.tensor([_part(m, name) for m in members], dtype=torch.float64)
         for name in sorted(names)
     }
+
+
+def steps_of(members: Sequence[Trajectory], reward_B: torch.Tensor) -> list[RowSteps]:
+    """Each answer's steps; of one without, itself as the only step, worth its reward."""
+    found = [m.outcome.steps if m.outcome else () for m in members]
+    whole = [((max(1, len(m.text)), float(r)),) for m, r in zip(members, reward_B, strict=True)]
+    return [own or one for own, one in zip(found, whole, strict=True)]
 
 
 def clusters_of(members: Sequence[Trajectory]) -> torch.Tensor:
