@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rlft import registry
+from rlft.credit.clusters import Cluster
 from rlft.credit.decision import RowSteps
 from rlft.credit.steps import StepAdvantages
 from rlft.errors import ConfigError, PluginError, did_you_mean
@@ -27,7 +29,8 @@ READABLE: Mapping[str, str] = {
     "length_B": "tokens of each answer, int64 [B]",
     "parts": "named parts of the rewards, each float64 [B]; `reward` is the whole",
     "steps": "each answer's steps, (characters up to its end, reward); without any, the answer is one",
-    "cluster_B": "which strategy a row follows, int64 [B]: the reward's part `cluster`, else by text",
+    "cluster_B": "which strategy a row follows, int64 [B]: by the key `cluster`, a plug-in; without it the "
+    "reward's part `cluster`, else by text",
 }
 """The names, and what they stand for."""
 
@@ -47,6 +50,8 @@ def reads(advantage: Advantage) -> tuple[str, ...]:
                 f"{did_you_mean(name, READABLE)} An advantage may read: {', '.join(READABLE)}; its "
                 f"own keys need a default."
             )
+    if "cluster_B" in names:
+        _clustering(advantage)
     return names
 
 
@@ -66,7 +71,7 @@ def advantages(
         "length_B": lambda: torch.tensor([m.num_tokens for m in members], dtype=torch.int64),
         "parts": lambda: {**parts_of(members), "reward": reward_B},
         "steps": lambda: steps_of(members, reward_B),
-        "cluster_B": lambda: clusters_of(members),
+        "cluster_B": lambda: _clusters(groups, _clustering(advantage)),
     }
     adv_B = advantage(**{name: sources[name]() for name in reads(advantage)})
     if isinstance(adv_B, StepAdvantages):
@@ -97,6 +102,28 @@ def steps_of(members: Sequence[Trajectory], reward_B: torch.Tensor) -> list[RowS
     found = [m.outcome.steps if m.outcome else () for m in members]
     whole = [((max(1, len(m.text)), float(r)),) for m, r in zip(members, reward_B, strict=True)]
     return [own or one for own, one in zip(found, whole, strict=True)]
+
+
+def _clustering(advantage: Advantage) -> Cluster | None:
+    """The plug-in that the advantage's key `cluster` names. Raises PluginError or ConfigError."""
+    spec = getattr(advantage, "keywords", {}).get("cluster")
+    return None if spec is None else registry.build("cluster", spec)
+
+
+def _clusters(groups: Sequence[Group], cluster: Cluster | None) -> torch.Tensor:
+    """Cluster ids int64 `[B]`, by `cluster` or as `clusters_of` has them; invalid answers are
+    degenerate."""
+    if cluster is None:
+        return clusters_of(members_of(groups)[0])
+    ids: list[int] = []
+    for group in groups:
+        said = [int(i) for i in cluster([m.text for m in group.members], group.task)]
+        if len(said) != len(group.members):
+            raise PluginError(
+                f"algo.advantage.cluster returned {len(said)} numbers for {len(group.members)} answers"
+            )
+        ids += [-1 if _invalid(m) else i for m, i in zip(group.members, said, strict=True)]
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def clusters_of(members: Sequence[Trajectory]) -> torch.Tensor:

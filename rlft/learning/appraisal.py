@@ -83,7 +83,8 @@ def _worth(fresh: Sequence[Micro], device: torch.device) -> dict[str, float]:
     found = {"value/mean": _moments(values, device)[0], "value/target": target}
     # Equal targets leave rounding for a deviation, and nothing to explain.
     if count and spread > 1e-6 * max(1.0, abs(target)):
-        found["value/explained_variance"] = 1 - (_moments(errors, device)[1] / spread) ** 2
+        share = 1 - (_moments(errors, device)[1] / spread) ** 2
+        found |= {"value/explained_variance": share}
     return found
 
 

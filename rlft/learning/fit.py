@@ -19,7 +19,7 @@ from rlft.batch import Inputs, Update, assemble
 from rlft.credit.decision import Credit, RowSteps
 from rlft.learning.appraisal import Micro, TokenSteps, appraise
 from rlft.learning.critic import Critic
-from rlft.learning.learner import Learner, Trained
+from rlft.learning.learner import Learner
 from rlft.losses.aggregate import Aggregation, decision_weight, denominator, per_decision
 from rlft.losses.corrected import with_effective_share
 from rlft.losses.correction import mismatch
@@ -122,9 +122,13 @@ def run_fit(
             done += 1
             progress(done, total)
         if not job.critic_only:
-            skipped += not _step(learner, job.lr, "", sums)
+            applied, norm = learner.step(job.lr)
+            skipped += not applied
+            sums.add("grad_norm", norm if applied else 0.0, float(applied))
         if critic is not None:
-            critic_skipped += not _step(critic, job.critic_lr, "critic/", sums)
+            applied, norm = critic.step(job.critic_lr)
+            critic_skipped += not applied
+            sums.add("critic/grad_norm", norm if applied else 0.0, float(applied))
     metrics |= with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
     coefs = zip(job.terms, job.coef, strict=True)
@@ -134,12 +138,6 @@ def run_fit(
         metrics["critic/lr"] = job.critic_lr
         metrics["critic/skipped_updates"] = float(critic_skipped)
     return FitReport(metrics, skipped, tuple(sorted(nonfinite)), tuple(traces), critic_skipped)
-
-
-def _step(trained: Trained, lr: float, of: str, sums: _Sums) -> bool:
-    applied, norm = trained.step(lr)
-    sums.add(f"{of}grad_norm", norm if applied else 0.0, float(applied))
-    return applied
 
 
 def _traces(

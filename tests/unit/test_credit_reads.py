@@ -13,8 +13,8 @@ import torch
 from algos.grpo import GRPO
 from rlft import registry
 from rlft.credit.reads import advantages, reads
-from rlft.errors import ConfigError, PluginError
 from rlft.credit.steps import StepAdvantages
+from rlft.errors import ConfigError, PluginError
 from rlft.filters import drop_flat, drop_truncated
 from rlft.schedule import AdaptiveKL, value_at
 from rlft.seeding import Key
