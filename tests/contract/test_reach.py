@@ -15,15 +15,13 @@ from rlft.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs/reach").glob("*.yaml"))
-GSM8K = ROOT / "tests/data/gsm8k"
 
 
 def data(folder: Path, env: str) -> list[str]:
     """Small local data in place of what is downloaded."""
-    if env == "gsm8k":
-        return [f"env.path={GSM8K / 'train.jsonl'}", f"env.held_out_path={GSM8K / 'test.jsonl'}"]
-    rows = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(256)]
-    for name, part in (("train", rows[:200]), ("test", rows[200:])):
+    key, answer = ("question", "#### {}") if env == "gsm8k" else ("problem", "{}")
+    rows = [{key: f"What is {i} + {i}?", "answer": answer.format(2 * i)} for i in range(700)]
+    for name, part in (("train", rows[:600]), ("test", rows[600:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
     return [f"env.path={folder}/train.jsonl", f"env.held_out_path={folder}/test.jsonl"]
 

@@ -73,7 +73,7 @@ def test_a_judge_is_asked_once_and_never_guessed_for(tmp_path):
     assert clusters({"name": "judge", "ask": ask}, "x", "y", "z", "") == [0, 0, 1, -1]
     [prompt] = registry.resolve("ask", f"{tmp_path}/judge.py:asked")
     assert "How much is it?" in prompt and "Answer 3:\nz" in prompt
-    with pytest.raises(PluginError, match="4 answers.*2 numbers"):
+    with pytest.raises(PluginError, match=r"4 answers.*2 numbers"):
         clusters({"name": "judge", "ask": f"{tmp_path}/judge.py:broken"}, *"abcd")
     with pytest.raises(ConfigError, match="ask"):
         clusters("judge", "a")
