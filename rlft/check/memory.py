@@ -74,7 +74,8 @@ def learner_need(cfg: Config, shape: ModelShape, *, reference: bool) -> Need:
     if stage:
         bucket = float(zero.get("reduce_bucket_size", _BUCKET))
         # Memory of the host is taken only where it is written to.
-        passing["buffers"] = size * (bucket if cfg.learner.gpus else min(bucket, shape.trained))
+        bucket = bucket if cfg.learner.gpus else min(bucket, shape.trained)
+        passing["buffers"] = (2 if shape.critic else 1) * size * bucket
     if stage == 3:
         live = float(zero.get("stage3_max_live_parameters", _LIVE))
         passing["gathered"] = size * min(live, shape.params)

@@ -69,5 +69,6 @@ def test_a_critic_costs_the_policy_once_more_but_no_activations():
     without = learner_need(cfg, alone, reference=False)
     with_it = learner_need(cfg, replace(alone, critic=True), reference=False)
     assert with_it.idle == 2 * without.idle
-    assert with_it.passing["gradients"] == 2 * without.passing["gradients"]
+    for part in ("gradients", "buffers"):
+        assert with_it.passing[part] == 2 * without.passing[part]
     assert with_it.passing["activations"] == without.passing["activations"]
