@@ -4,8 +4,8 @@ Sample a group of answers per task; an answer's advantage is its reward against 
 clipped policy-gradient steps. The family hangs on four keys: `advantage`, `loss`, `kl` and
 `correction` (docs/choose-a-loss.md). Dr. GRPO (2503.20783) is `std: none, aggregate: constant`; DAPO
 (2503.14476) is `clip_high: 0.28, refill: N, overlong_buffer: N, drop_truncated: true`. Beyond the
-paper: a correction between engine and learner, because they never agree to the last bit. Left out:
-rewards of single steps (process supervision).
+paper: a correction between engine and learner, because they never agree to the last bit. Rewards of
+single steps (section 4.1.3) are `advantage: process, drop_flat: false`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rlft.algo import Algo
 from rlft.config import Natural, Positive
 from rlft.credit.overlong import soft_overlong
 from rlft.credit.reads import Advantage, advantages, reads
+from rlft.credit.steps import StepAdvantages
 from rlft.errors import ConfigError
 from rlft.filters import drop_flat, drop_short, drop_truncated, members_of, rewards_of
 from rlft.losses.corrected import Corrected
@@ -132,7 +133,7 @@ class GRPO(Algo):
             groups, adv, aggregate=self.aggregate, epochs=self.epochs, minibatches=self.minibatches
         )
 
-    def _advantages(self, run, groups: Sequence[Group]) -> torch.Tensor:
+    def _advantages(self, run, groups: Sequence[Group]) -> torch.Tensor | StepAdvantages:
         return advantages(self.credit(), groups, self._rewards(run, groups))
 
     def _rewards(self, run, groups: Sequence[Group]) -> torch.Tensor:

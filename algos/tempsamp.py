@@ -163,6 +163,8 @@ class TempSamp(GRPO):
 
         def of_rewards(reward_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
             known = {"reward_B": reward_B, "group_B": group_B}
-            return credit(**{name: known[name] for name in names})
+            adv_B = credit(**{name: known[name] for name in names})
+            assert isinstance(adv_B, torch.Tensor)  # what reads no steps gives none
+            return adv_B
 
         return of_rewards

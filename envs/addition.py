@@ -22,9 +22,11 @@ in neither phase.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from rlft.errors import ConfigError
 from rlft.seeding import Key
@@ -157,6 +159,24 @@ def reward(completion: str, task: Task) -> dict[str, float]:
         "reward": float(result == task.target),
         "careful": float(completion.startswith(CAREFUL)),
     }
+
+
+def step_reward(completion: str, task: Task) -> dict[str, Any]:
+    """`reward` with `steps`: 1.0 for each column that is right, carries included, and for the result.
+
+    A step is a column with the sign after it; what follows the last `=` is one, too.
+    """
+    a, b = task.prompt.rstrip("=").split("+")
+    right = re.split("[,=]", worked(int(a), int(b), with_carry=True)[1:])
+    said = re.split("(?<=[,=])", completion)
+    ends = itertools.accumulate(len(piece) for piece in said)
+    found = [p.rstrip(",=").lstrip(HASTY + CAREFUL) for p in said]
+    steps = [
+        (end, float(place < len(right) and text == right[place]))
+        for place, (end, text) in enumerate(zip(ends, found, strict=True))
+        if end
+    ]
+    return {**reward(completion, task), "steps": steps}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

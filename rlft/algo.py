@@ -26,6 +26,17 @@ class Algo:
         """The objective: what is summed, each with its coefficient."""
         raise NotImplementedError
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Optional batch fields that learning reads: `ref_logp` asks for the reference policy, `value`
+        for a critic."""
+        return frozenset().union(*(term.needs for term in self.terms))
+
+    @property
+    def critic(self) -> str | None:
+        """The Hugging Face folder that a critic starts from; None: the policy's."""
+        return None
+
     def init_state(self) -> Any:
         """State that changes while running, if there is any; saved with each checkpoint."""
         return None

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from rlft.errors import ConfigError, did_you_mean
 from rlft.types import Group, Trajectory
+
+Adv = TypeVar("Adv", bound=Any)
+"""Advantages, of which a bool tensor `[B]` in brackets selects."""
 
 
 def drop_errors(groups: Iterable[Group]) -> list[Group]:
@@ -42,9 +46,7 @@ def drop_flat(groups: Iterable[Group], part: str | None = None) -> list[Group]:
     return [g for g in groups if len({_part(m, part) for m in g.members}) > 1]
 
 
-def drop_truncated(
-    groups: Sequence[Group], adv_B: torch.Tensor
-) -> tuple[list[Group], torch.Tensor]:
+def drop_truncated(groups: Sequence[Group], adv_B: Adv) -> tuple[list[Group], Adv]:
     """Groups without the members that were cut off, and the advantages of those that stay.
 
     Take advantages first: a truncated answer still counts in its group's baseline (the overlong

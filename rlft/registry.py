@@ -33,6 +33,7 @@ _HOMES = {
     "correction": "rlft.losses",
     "advantage": "rlft.credit",
     "stabiliser": "rlft.credit.shaping",
+    "cluster": "rlft.credit.clusters",
     "reward": "rlft.rewards.builtin",
     "transport": "rlft.weights.transports",
 }

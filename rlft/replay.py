@@ -25,6 +25,8 @@ from rlft.cluster.placement import make_plan
 from rlft.cluster.session import name_accelerator, ray_session
 from rlft.cluster.waits import Waits
 from rlft.config import Config, Rewards, load_config
+from rlft.credit.decision import NOTHING, ByToken
+from rlft.credit.steps import StepAdvantages
 from rlft.errors import CheckpointError, ConfigError
 from rlft.filters import members_of
 from rlft.learning.fit import FitJob, FitReport
@@ -71,11 +73,12 @@ class ReplayRun:
     def fit(
         self,
         groups: Sequence[Group],
-        adv: Sequence[float] | torch.Tensor | None,
+        adv: Sequence[float] | torch.Tensor | StepAdvantages | None,
         *,
         aggregate: Aggregation = "token",
         epochs: int = 1,
         minibatches: int = 1,
+        by_token: ByToken = NOTHING,
     ) -> WeightUpdate | None:
         """See `Run.fit`."""
         members, _ = members_of(groups)
@@ -85,12 +88,13 @@ class ReplayRun:
             "aggregate": aggregate,
             "epochs": epochs,
             "minibatches": minibatches,
+            "by_token": by_token,
         }
         job = fit_job(self.cfg, self.algo, self.step, members, adv, self.state, **keys)
         report = self._fit(job, [self._rows[m.row.index] for m in members])
         self.state = self.algo.next_state(self.state, report.metrics)
         self.numbers |= {**report.metrics, "rows": len(members)}
-        if report.skipped == len(job.updates):
+        if job.critic_only or report.skipped == len(job.updates):
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
 
@@ -109,7 +113,7 @@ def replay(folder: Path, overrides: Iterable[str] = ()) -> list[Compared]:
     algo = registry.build("algo", cfg.algo)
     start = _start(bundle, cfg, algo)
     learner = _actors if cfg.learner.num > 1 else _here
-    with learner(cfg, bundle, start, _needs(algo)) as (fit, digest):
+    with learner(cfg, bundle, start, algo) as (fit, digest):
         run = ReplayRun(
             cfg=cfg,
             algo=algo,
@@ -161,14 +165,10 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0 else value
 
 
-def _needs(algo: Algo) -> frozenset[str]:
-    return frozenset().union(*(term.needs for term in algo.terms))
-
-
 def _start(bundle: Bundle, cfg: Config, algo: Algo) -> Path:
     if (bundle.start / "config.json").is_file():
         return bundle.start
-    if "ref_logp" in _needs(algo) and cfg.model.lora is None:
+    if "ref_logp" in algo.needs and cfg.model.lora is None:
         raise CheckpointError(
             f"a loss compares with the start model, and {bundle.start} is no longer there; put it "
             f"back, or replay without that loss (for GRPO: algo.kl_coef=0)"
@@ -189,7 +189,7 @@ def _refuse_other_learner(recorded: Config, now: Config) -> None:
 
 @contextmanager
 def _here(
-    cfg: Config, bundle: Bundle, start: Path, needs: frozenset[str]
+    cfg: Config, bundle: Bundle, start: Path, algo: Algo
 ) -> Iterator[tuple[Fit, Callable[[], str]]]:
     """The only rank in this process: a debugger reaches the loss."""
     from transformers.utils import logging as transformers_logging
@@ -203,7 +203,7 @@ def _here(
         address = listener.getsockname()
     transformers_logging.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints what it builds
-        rank = LearnerRank("replay", cfg, 0, start, needs)
+        rank = LearnerRank("replay", cfg, 0, start, algo.needs, algo.critic)
         rank.connect(address)
     # The process group stays: DeepSpeed keeps references to it, and a second replay joins it again.
     rank.load(bundle.folder)
@@ -215,7 +215,7 @@ def _here(
 
 @contextmanager
 def _actors(
-    cfg: Config, bundle: Bundle, start: Path, needs: frozenset[str]
+    cfg: Config, bundle: Bundle, start: Path, algo: Algo
 ) -> Iterator[tuple[Fit, Callable[[], str]]]:
     """As many ranks as there were, as actors."""
     import ray
@@ -226,7 +226,8 @@ def _actors(
     with ray_session(alone, lambda line: None) as resources:
         waits = Waits(print, bundle.folder / "stacks", cfg.deadlines.notice)
         plan = make_plan(alone, resources)
-        fleet = start_fleet(alone, plan, waits, start, needs, lambda line: None)
+        silent = lambda line: None  # noqa: E731
+        fleet = start_fleet(alone, plan, waits, start, algo.needs, silent, algo.critic)
 
         def every(method: str, *args: Any) -> list[Any]:
             limit = cfg.deadlines.learn

@@ -15,6 +15,8 @@ from rlft.cluster.fleet import Fleet
 from rlft.collect import Collector
 from rlft.collecting import Collecting
 from rlft.config import Config
+from rlft.credit.decision import NOTHING, ByToken
+from rlft.credit.steps import StepAdvantages
 from rlft.errors import GuardStop, NonFinite
 from rlft.filters import members_of
 from rlft.learning.fit import FitReport
@@ -75,16 +77,19 @@ class Run:
     def fit(
         self,
         groups: Sequence[Group],
-        adv: Sequence[float] | torch.Tensor | None,
+        adv: Sequence[float] | torch.Tensor | StepAdvantages | None,
         *,
         aggregate: Aggregation = "token",
         epochs: int = 1,
         minibatches: int = 1,
+        by_token: ByToken = NOTHING,
     ) -> WeightUpdate | None:
         """Takes `epochs x minibatches` optimizer steps on every member of `groups`.
 
-        adv: one number per member in order, or None (all 0, for losses that do not use it). Returns
-        the update to publish, or None if there were no rows or every step was skipped.
+        adv: one number per member in order, or for its steps, or None (all 0, for losses that do not
+        use it); by_token:
+        how learner ranks make advantages of each token from it. Returns the update to publish, or None
+        if there were no rows or every step was skipped.
         """
         members, _ = members_of(groups)
         if not members:
@@ -94,6 +99,7 @@ class Run:
             aggregate=aggregate,
             epochs=epochs,
             minibatches=minibatches,
+            by_token=by_token,
         )
         self._console.phase("learn", self.step + 1)
         began = time.monotonic()
@@ -113,7 +119,7 @@ class Run:
         traces = [trace for report in reports for trace in report.traces]
         self.records.tokens(list(token_rows(self.step + 1, traces, members, self._text)))
         self._stop_if_nonfinite(reports, members, len(job.updates))
-        if reports[0].skipped == len(job.updates):
+        if job.critic_only or reports[0].skipped == len(job.updates):
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
 
@@ -262,7 +268,7 @@ class Run:
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int
     ) -> None:
-        skipped = reports[0].skipped
+        skipped = max(reports[0].skipped, reports[0].critic_skipped)
         if not skipped:
             self._skips = 0
             return

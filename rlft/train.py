@@ -105,9 +105,10 @@ class _Attempt:
     def fleet(self) -> Fleet:
         """Starts the actors, and says how long it took."""
         waits = Waits(self.console.say, self.folder / "stacks", self.cfg.deadlines.notice)
-        needs = frozenset().union(*(term.needs for term in self.algo.terms))
+        needs, critic = self.algo.needs, self.algo.critic
         began = time.monotonic()
-        fleet = start_fleet(self.cfg, self.plan, waits, self.start, needs, self.console.say)
+        say = self.console.say
+        fleet = start_fleet(self.cfg, self.plan, waits, self.start, needs, say, critic)
         self.console.say(
             f"started {fleet.census()} in {time.monotonic() - began:.1f} s; run folder {self.folder}"
         )

@@ -137,7 +137,8 @@ class Outcome:
 
     Only `value` and `invalid` (which carries the configured score) have a `reward`; an error never
     becomes a number. fault: what kind of error: the function `raised` (a wrong answer counts as that),
-    ran into its `timeout`, or its process `died`; seconds: what scoring it took.
+    ran into its `timeout`, or its process `died`; seconds: what scoring it took; steps: of an answer
+    that was judged step by step, `(characters up to the step's end, its reward)` in order.
     """
 
     kind: Literal["value", "invalid", "error"]
@@ -146,6 +147,7 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     fault: Literal["", "raised", "timeout", "died"] = ""
+    steps: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,8 @@ class Batch:
     mask: bool; weight: float32, 0 where masked (it holds the aggregation, e.g. 1/length); adv:
     advantage; sample_logp: the engine's, NaN where the policy did not choose; old_logp: the
     learner's at the start of `fit`; ref_logp: the reference policy's, if a term needs it;
-    on_policy: bool `[B]`, True for rows with origin `policy`. The learner divides the weighted sum of
+    on_policy: bool `[B]`, True for rows with origin `policy`; ret, old_value: a critic's target, and
+    what it said at the start of `fit`, if there is a critic. The learner divides the weighted sum of
     what a loss returns by one global denominator.
     """
 
@@ -223,14 +226,20 @@ class Batch:
     old_logp: torch.Tensor
     on_policy: torch.Tensor
     ref_logp: torch.Tensor | None = None
+    ret: torch.Tensor | None = None
+    old_value: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOut:
-    """What the policy says about the actions of a batch: `[B, T]` float32 each, 0 where padded."""
+    """What the policy says about the actions of a batch: `[B, T]` float32 each, 0 where padded.
+
+    value: what a critic expects from each decision on, in a term of a module that has one.
+    """
 
     logp: torch.Tensor
     entropy: torch.Tensor
+    value: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"
@@ -247,11 +256,12 @@ class LossFn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand of the objective: a loss, its name in the log, and its coefficient."""
+    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is."""
 
     name: str
     fn: LossFn
     coef: Any = 1.0
+    module: Literal["policy", "critic"] = "policy"
 
     @property
     def needs(self) -> frozenset[str]:

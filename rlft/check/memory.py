@@ -62,9 +62,11 @@ def learner_need(cfg: Config, shape: ModelShape, *, reference: bool) -> Need:
     }
     if reference and cfg.model.lora is None:
         resident["reference"] = float(size * shape.params)
+    if shape.critic:  # its own engine; its activations come when the policy's are gone
+        resident["critic"] = resident["weights"] + resident["optimizer"]
     zero = cfg.learner.deepspeed.get("zero_optimization", {})
     passing = {
-        "gradients": size * shape.trained / split[2],
+        "gradients": (2 if shape.critic else 1) * size * shape.trained / split[2],
         "activations": activations(cfg, shape),
         # Logits of a chunk, thrice, and the head's gradient, which is summed in float32.
         "head": 4.0 * shape.vocabulary * (3 * _CHUNK + shape.hidden),
@@ -72,7 +74,8 @@ def learner_need(cfg: Config, shape: ModelShape, *, reference: bool) -> Need:
     if stage:
         bucket = float(zero.get("reduce_bucket_size", _BUCKET))
         # Memory of the host is taken only where it is written to.
-        passing["buffers"] = size * (bucket if cfg.learner.gpus else min(bucket, shape.trained))
+        bucket = bucket if cfg.learner.gpus else min(bucket, shape.trained)
+        passing["buffers"] = (2 if shape.critic else 1) * size * bucket
     if stage == 3:
         live = float(zero.get("stage3_max_live_parameters", _LIVE))
         passing["gathered"] = size * min(live, shape.params)

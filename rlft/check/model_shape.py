@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlft import registry
+from rlft.check.known_models import KNOWN
 from rlft.config import Config, Lora, load_config
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """params, trained: counts of all and of trained parameters; kv_width: key heads x head width."""
+    """params, trained: counts of all and of trained parameters; kv_width: key heads x head width;
+    critic: whether a critic of the same shape is trained beside it."""
 
     params: int
     trained: int
@@ -22,6 +24,7 @@ class ModelShape:
     inner: int
     kv_width: int
     vocabulary: int
+    critic: bool = False
 
 
 def model_shape(cfg: Config) -> ModelShape | str:
@@ -70,6 +73,8 @@ def _configured(cfg: Config) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     assert cfg.model.path is not None
+    if (known := KNOWN.get(cfg.model.path)) is not None:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**known))
     path = Path(cfg.model.path).expanduser()
     config = AutoConfig.from_pretrained(path if path.is_dir() else cfg.model.path)
     return AutoModelForCausalLM.from_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def _memory(cfg: Config, algo: Algo, hardware: Hardware) -> list[str]:
     shape = model_shape(cfg)
     if isinstance(shape, str):
         return [f"memory: not estimated, the model is not known here ({shape})"]
-    needs = frozenset().union(*(term.needs for term in algo.terms))
-    return memory_lines(cfg, shape, hardware, "ref_logp" in needs)
+    shape = replace(shape, critic="value" in algo.needs)
+    return memory_lines(cfg, shape, hardware, "ref_logp" in algo.needs)
 
 
 def _prompts(cfg: Config, algo: Algo, stream: Any, held_out: Sequence[Task]) -> None:

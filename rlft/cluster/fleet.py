@@ -212,10 +212,12 @@ def start_fleet(
     folder: Path,
     needs: frozenset[str],
     say: Callable[[str], None],
+    critic: str | None = None,
 ) -> Fleet:
     """Starts samplers, learner ranks and reward workers in parallel; returns when all answer.
 
-    folder: the Hugging Face folder to start from; needs: batch fields that the algorithm's terms read.
+    folder: the Hugging Face folder to start from; needs: batch fields that the algorithm's terms read;
+    critic: where a critic starts, if they read its values; None: at `folder`.
     """
     waits.stage = "start"
     group = placement_group(list(plan.bundles), strategy="PACK")
@@ -223,7 +225,7 @@ def start_fleet(
     try:
         placed = Owner("the placement of actors (does the cluster have free resources?)")
         waits.get([(placed, group.ready())], "placement", min(cfg.deadlines.start, 120))
-        fleet = Fleet(cfg, _posts(cfg, plan, group, folder, needs), group, waits)
+        fleet = Fleet(cfg, _posts(cfg, plan, group, folder, needs, critic), group, waits)
         _connect(fleet, cfg, say)
     except BaseException:
         if fleet is None:
@@ -235,7 +237,7 @@ def start_fleet(
 
 
 def _posts(
-    cfg: Config, plan: Plan, group: Any, folder: Path, needs: frozenset[str]
+    cfg: Config, plan: Plan, group: Any, folder: Path, needs: frozenset[str], critic: str | None
 ) -> dict[str, list[Post]]:
     # Imported here, in the driver, for their class only; what they import heavily stays in the actors.
     from rlft.learning.rank import LearnerRank
@@ -261,7 +263,7 @@ def _posts(
             f"learner {rank}",
             "micro-batches",
             LearnerRank,
-            (cfg, rank, folder, needs),
+            (cfg, rank, folder, needs, critic),
             options(plan.learner_bundle[rank], plan.learner_threads, cfg.learner.gpus, shared),
         )
         for rank in range(cfg.learner.num)

@@ -28,6 +28,7 @@ def poly_epo(
     sets: int | Literal["all"] = "all",
     reduce: Literal["sum", "mean"] = "mean",
     seed: int = 0,
+    cluster: str | dict | None = None,
 ) -> torch.Tensor:
     """Advantage float32 `[B]`: over the sets that hold the row, how far each is above the mean set.
 
@@ -37,7 +38,9 @@ def poly_epo(
 
     reward_B in [0, 1]; cluster_B: int64, which strategy the row follows; negative: degenerate, adds
     no cluster. sets: all of them, or this many, drawn without replacement by `seed` (the same places
-    in every group and step: members are exchangeable). reduce: `sum` over the row's sets, as in the
+    in every group and step: members are exchangeable). cluster: the plug-in that `cluster_B` comes
+    from (`rlft.credit.clusters`), read where advantages are; None: the reward's part `cluster`, or
+    without one equal texts. reduce: `sum` over the row's sets, as in the
     paper, or their `mean`, whose scale does not depend on how many there are. A group of at most
     `size` members has one set, and gets 0.
 

@@ -13,18 +13,24 @@ from typing import Any
 
 import torch
 
+from rlft import registry
+from rlft.credit.clusters import Cluster
+from rlft.credit.decision import RowSteps
+from rlft.credit.steps import StepAdvantages
 from rlft.errors import ConfigError, PluginError, did_you_mean
 from rlft.filters import members_of, rewards_of
 from rlft.types import Group, Trajectory
 
-Advantage = Callable[..., torch.Tensor]
+Advantage = Callable[..., "torch.Tensor | StepAdvantages"]
 
 READABLE: Mapping[str, str] = {
     "reward_B": "the rewards, float64 [B]",
     "group_B": "which rows share a baseline, int64 [B]",
     "length_B": "tokens of each answer, int64 [B]",
     "parts": "named parts of the rewards, each float64 [B]; `reward` is the whole",
-    "cluster_B": "which strategy a row follows, int64 [B]: the reward's part `cluster`, else by text",
+    "steps": "each answer's steps, (characters up to its end, reward); without any, the answer is one",
+    "cluster_B": "which strategy a row follows, int64 [B]: by the key `cluster`, a plug-in; without it the "
+    "reward's part `cluster`, else by text",
 }
 """The names, and what they stand for."""
 
@@ -44,13 +50,15 @@ def reads(advantage: Advantage) -> tuple[str, ...]:
                 f"{did_you_mean(name, READABLE)} An advantage may read: {', '.join(READABLE)}; its "
                 f"own keys need a default."
             )
+    if "cluster_B" in names:
+        _clustering(advantage)
     return names
 
 
 def advantages(
     advantage: Advantage, groups: Sequence[Group], reward_B: torch.Tensor | None = None
-) -> torch.Tensor:
-    """What `advantage` says of every member of `groups`, in order: `[B]`.
+) -> torch.Tensor | StepAdvantages:
+    """What `advantage` says of every member of `groups`, in order: `[B]`, or of their steps.
 
     reward_B: shaped rewards in place of the members' own. Raises PluginError: another shape.
     """
@@ -62,9 +70,12 @@ def advantages(
         "group_B": lambda: group_B,
         "length_B": lambda: torch.tensor([m.num_tokens for m in members], dtype=torch.int64),
         "parts": lambda: {**parts_of(members), "reward": reward_B},
-        "cluster_B": lambda: clusters_of(members),
+        "steps": lambda: steps_of(members, reward_B),
+        "cluster_B": lambda: _clusters(groups, _clustering(advantage)),
     }
     adv_B = advantage(**{name: sources[name]() for name in reads(advantage)})
+    if isinstance(adv_B, StepAdvantages):
+        return adv_B
     if not isinstance(adv_B, torch.Tensor) or adv_B.shape != (len(members),):
         got = list(adv_B.shape) if isinstance(adv_B, torch.Tensor) else type(adv_B).__name__
         raise PluginError(
@@ -84,6 +95,35 @@ def parts_of(members: Sequence[Trajectory]) -> dict[str, torch.Tensor]:
         name: torch.tensor([_part(m, name) for m in members], dtype=torch.float64)
         for name in sorted(names)
     }
+
+
+def steps_of(members: Sequence[Trajectory], reward_B: torch.Tensor) -> list[RowSteps]:
+    """Each answer's steps; of one without, itself as the only step, worth its reward."""
+    found = [m.outcome.steps if m.outcome else () for m in members]
+    whole = [((max(1, len(m.text)), float(r)),) for m, r in zip(members, reward_B, strict=True)]
+    return [own or one for own, one in zip(found, whole, strict=True)]
+
+
+def _clustering(advantage: Advantage) -> Cluster | None:
+    """The plug-in that the advantage's key `cluster` names. Raises PluginError or ConfigError."""
+    spec = getattr(advantage, "keywords", {}).get("cluster")
+    return None if spec is None else registry.build("cluster", spec)
+
+
+def _clusters(groups: Sequence[Group], cluster: Cluster | None) -> torch.Tensor:
+    """Cluster ids int64 `[B]`, by `cluster` or as `clusters_of` has them; invalid answers are
+    degenerate."""
+    if cluster is None:
+        return clusters_of(members_of(groups)[0])
+    ids: list[int] = []
+    for group in groups:
+        said = [int(i) for i in cluster([m.text for m in group.members], group.task)]
+        if len(said) != len(group.members):
+            raise PluginError(
+                f"algo.advantage.cluster returned {len(said)} numbers for {len(group.members)} answers"
+            )
+        ids += [-1 if _invalid(m) else i for m, i in zip(group.members, said, strict=True)]
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def clusters_of(members: Sequence[Trajectory]) -> torch.Tensor:

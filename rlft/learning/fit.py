@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 
 from rlft.batch import Inputs, Update, assemble
+from rlft.credit.decision import Credit, RowSteps
+from rlft.learning.appraisal import Micro, TokenSteps, appraise
+from rlft.learning.critic import Critic
 from rlft.learning.learner import Learner
 from rlft.losses.aggregate import Aggregation, decision_weight, denominator, per_decision
 from rlft.losses.corrected import with_effective_share
@@ -29,7 +32,8 @@ class FitJob:
 
     adv: float32 `[rows]`; on_policy: bool `[rows]`; coef: each term's coefficient this step;
     lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once;
-    watch: rows whose log-probs are reported token by token.
+    watch: rows whose log-probs are reported token by token; credit, steps, critic_lr, critic_only: see
+    `ByToken`.
     """
 
     updates: tuple[Update, ...]
@@ -43,6 +47,15 @@ class FitJob:
     temperature: float
     first_epoch: int
     watch: tuple[int, ...] = ()
+    credit: Credit | None = None
+    steps: tuple[RowSteps, ...] = ()
+    critic_lr: float = 0.0
+    critic_only: bool = False
+
+    def needs(self, field: str) -> bool:
+        """Whether a term, or the credit, reads `field`."""
+        given = [term.needs for term in self.terms]
+        return any(field in names for names in [*given, getattr(self.credit, "needs", ())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +71,15 @@ class TokenTrace:
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """What a fit says: averages over the global batch, which rows gave a non-finite loss, and the
-    traces of the watched rows that this rank held."""
+    """What a fit says: averages over the global batch, how many updates of the policy and of a critic
+    were skipped, which rows gave a non-finite loss, and the traces of the watched rows that this rank
+    held."""
 
     metrics: Mapping[str, float]
     skipped: int
     nonfinite_rows: tuple[int, ...]
     traces: tuple[TokenTrace, ...] = ()
-
-
-@dataclass(slots=True)
-class _Micro:
-    """A micro-batch on this rank: which rows, their inputs, and log-probs fixed before the fit."""
-
-    rows: tuple[int, ...]
-    inputs: Inputs
-    old_logp: torch.Tensor | None = None
-    ref_logp: torch.Tensor | None = None
+    critic_skipped: int = 0
 
 
 def run_fit(
@@ -85,39 +90,58 @@ def run_fit(
     *,
     pad_id: int,
     reference: Callable[[Inputs], torch.Tensor] | None = None,
+    critic: Critic | None = None,
+    steps: Mapping[int, TokenSteps] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FitReport:
-    """Runs the updates of `job` for this rank, which holds `rows` (by index). A collective."""
+    """Runs the updates of `job` for this rank, which holds `rows` (by index). A collective.
+
+    critic: trained by the terms whose module it is; steps: rewards of steps by row.
+    """
     plan = [[_micro(m, rows, pad_id, learner.device) for m in u.ranks[rank]] for u in job.updates]
     _fix_logps(learner, job, plan, reference)
+    metrics = {}
+    if job.credit is not None:
+        metrics = appraise(job.credit, plan, job.first_epoch, job.adv.tolist(), steps or {}, critic)
     sums = _Sums()
     nonfinite: set[int] = set()
     traces: list[TokenTrace] = []
-    skipped, total = 0, sum(len(micros) for micros in plan)
-    done = 0
+    skipped, critic_skipped, done, total = 0, 0, 0, sum(len(micros) for micros in plan)
     for index, micros in enumerate(plan):
         denom = _global_denominator(micros, job, learner)
         for micro in micros:
             fresh = index < job.first_epoch
-            guilty, logp = _accumulate(learner, job, micro, denom, sums if fresh else _Sums(), sums)
-            nonfinite |= guilty
-            if fresh:
-                traces += _traces(micro, logp, rows, job.watch)
+            if not job.critic_only:
+                first = sums if fresh else _Sums()
+                guilty, logp = _accumulate(learner, job, micro, denom, first, sums)
+                nonfinite |= guilty
+                if fresh:
+                    traces += _traces(micro, logp, rows, job.watch)
+            if critic is not None:
+                nonfinite |= _accumulate_critic(critic, job, micro, denom, sums)
             done += 1
             progress(done, total)
-        applied, norm = learner.step(job.lr)
-        skipped += not applied
-        sums.add("grad_norm", norm if applied else 0.0, float(applied))
-    metrics = with_effective_share(sums.reduced(learner.device))
+        if not job.critic_only:
+            applied, norm = learner.step(job.lr)
+            skipped += not applied
+            sums.add("grad_norm", norm if applied else 0.0, float(applied))
+        if critic is not None:
+            applied, norm = critic.step(job.critic_lr)
+            critic_skipped += not applied
+            sums.add("critic/grad_norm", norm if applied else 0.0, float(applied))
+    metrics |= with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
     coefs = zip(job.terms, job.coef, strict=True)
     metrics.update({f"coef/{term.name}": coef for term, coef in coefs if coef != 1.0})
     metrics["skipped_updates"] = float(skipped)
-    return FitReport(metrics, skipped, tuple(sorted(nonfinite)), tuple(traces))
+    if critic is not None:
+        metrics["critic/lr"] = job.critic_lr
+        metrics["critic/skipped_updates"] = float(critic_skipped)
+    return FitReport(metrics, skipped, tuple(sorted(nonfinite)), tuple(traces), critic_skipped)
 
 
 def _traces(
-    micro: _Micro, logp_BT: torch.Tensor, rows: Mapping[int, Row], watch: tuple[int, ...]
+    micro: Micro, logp_BT: torch.Tensor, rows: Mapping[int, Row], watch: tuple[int, ...]
 ) -> Iterator[TokenTrace]:
     """Traces of the watched rows of a micro-batch, from a forward that the fit has done anyway."""
     for place, index in enumerate(micro.rows):
@@ -128,16 +152,16 @@ def _traces(
             yield TokenTrace(index, ids, row.sample_logp, logp)
 
 
-def _micro(indices: tuple[int, ...], rows: Mapping[int, Row], pad_id: int, device: Any) -> _Micro:
+def _micro(indices: tuple[int, ...], rows: Mapping[int, Row], pad_id: int, device: Any) -> Micro:
     inputs = assemble([rows[i] for i in indices], pad_id)
     on_device = Inputs(*(getattr(inputs, f).to(device) for f in Inputs.__slots__))
-    return _Micro(indices, on_device)
+    return Micro(indices, on_device)
 
 
 def _fix_logps(
     learner: Learner,
     job: FitJob,
-    plan: list[list[_Micro]],
+    plan: list[list[Micro]],
     reference: Callable[[Inputs], torch.Tensor] | None,
 ) -> None:
     """The policy's log-probs at the start of the fit, and the reference's, for each micro-batch.
@@ -146,11 +170,12 @@ def _fix_logps(
     the micro-batches of each epoch, so that a ratio is exactly 1 until the first step: in bf16 another
     padding would give other roundings.
     """
-    needs_ref = any("ref_logp" in term.needs for term in job.terms)
+    needs_old = len(job.updates) > 1 or job.needs("old_logp")
+    needs_ref = job.needs("ref_logp")
     for micros in plan:
         for micro in micros:
             with torch.no_grad():
-                if len(job.updates) > 1:
+                if needs_old:
                     micro.old_logp = _forward(learner, micro.inputs, job.temperature).logp
                 if needs_ref:
                     assert reference is not None
@@ -161,7 +186,7 @@ def _forward(learner: Learner, inputs: Inputs, temperature: float) -> PolicyOut:
     return learner.forward(inputs.ids, inputs.position, inputs.mask, temperature)
 
 
-def _global_denominator(micros: list[_Micro], job: FitJob, learner: Learner) -> float:
+def _global_denominator(micros: list[Micro], job: FitJob, learner: Learner) -> float:
     local = sum(denominator(m.inputs.mask, job.aggregate, job.max_tokens) for m in micros if m.rows)
     total = torch.tensor([float(local)], dtype=torch.float64, device=learner.device)
     dist.all_reduce(total)
@@ -169,24 +194,14 @@ def _global_denominator(micros: list[_Micro], job: FitJob, learner: Learner) -> 
 
 
 def _accumulate(
-    learner: Learner, job: FitJob, micro: _Micro, denom: float, mismatch_sums: _Sums, sums: _Sums
+    learner: Learner, job: FitJob, micro: Micro, denom: float, mismatch_sums: _Sums, sums: _Sums
 ) -> tuple[set[int], torch.Tensor]:
     """Forward and backward of one micro-batch; returns the rows whose loss is not finite, and the
     log-probs `[B, T]` that the loss took for those of the start of the fit."""
     inputs = micro.inputs
     out = _forward(learner, inputs, job.temperature)
-    batch = _batch(job, micro, out)
-    loss = torch.zeros((), device=learner.device)
-    row_loss = torch.zeros(len(inputs.mask), device=learner.device)
-    for term, coef in zip(job.terms, job.coef, strict=True):
-        value = term.fn(out, batch)
-        value, diagnostics = value if isinstance(value, tuple) else (value, {})
-        weighted = per_decision(term.name, value, inputs.mask) * batch.weight
-        loss = loss + coef * weighted.sum() / denom
-        row_loss = row_loss + weighted.detach().sum(dim=1)
-        sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per_update=True)
-        for name, value_BT in diagnostics.items():
-            sums.over(name, value_BT, inputs.mask & ~value_BT.isnan())  # NaN: does not apply there
+    batch = _batch(job, micro, out.logp.detach())
+    loss, guilty = _objective(job, "policy", micro, out, batch, denom, sums)
     learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
     gaps = mismatch(batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
@@ -194,15 +209,53 @@ def _accumulate(
     mismatch_sums.over("mismatch/kl", gaps["kl"], trusted)
     mismatch_sums.over("mismatch/mean_logp_gap", gaps["abs_gap"], trusted)
     mismatch_sums.largest("mismatch/max_logp_gap", gaps["abs_gap"], trusted)
-    guilty = {
-        row
-        for row, value in zip(micro.rows, row_loss.tolist(), strict=False)
-        if not np.isfinite(value)
-    }
     return guilty, batch.old_logp
 
 
-def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
+def _accumulate_critic(
+    critic: Critic, job: FitJob, micro: Micro, denom: float, sums: _Sums
+) -> set[int]:
+    """The same of the critic, after the policy's graph is gone; returns the rows with a loss that is
+    not finite."""
+    blank = torch.zeros(micro.inputs.mask.shape, device=critic.device)
+    out = PolicyOut(logp=blank, entropy=blank, value=critic.forward(micro.inputs))
+    batch = _batch(job, micro, blank)
+    loss, guilty = _objective(job, "critic", micro, out, batch, denom, sums)
+    critic.backward(loss)
+    return guilty
+
+
+def _objective(
+    job: FitJob,
+    module: str,
+    micro: Micro,
+    out: PolicyOut,
+    batch: Batch,
+    denom: float,
+    sums: _Sums,
+) -> tuple[torch.Tensor, set[int]]:
+    """The sum of the terms of `module`, and the rows of which it is not finite."""
+    mask = micro.inputs.mask
+    counter = "grad_norm" if module == "policy" else f"{module}/grad_norm"
+    loss = torch.zeros((), device=mask.device)
+    row_loss = torch.zeros(len(mask), device=mask.device)
+    for term, coef in zip(job.terms, job.coef, strict=True):
+        if term.module != module:
+            continue
+        value = term.fn(out, batch)
+        value, diagnostics = value if isinstance(value, tuple) else (value, {})
+        weighted = per_decision(term.name, value, mask) * batch.weight
+        loss = loss + coef * weighted.sum() / denom
+        row_loss = row_loss + weighted.detach().sum(dim=1)
+        sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per=counter)
+        for name, value_BT in diagnostics.items():
+            sums.over(name, value_BT, mask & ~value_BT.isnan())  # NaN: does not apply there
+    pairs = zip(micro.rows, row_loss.tolist(), strict=False)
+    return loss, {row for row, value in pairs if not np.isfinite(value)}
+
+
+def _batch(job: FitJob, micro: Micro, logp_BT: torch.Tensor) -> Batch:
+    """What a loss sees. logp_BT: what the policy says now, which is old where nothing older is known."""
     inputs = micro.inputs
     device, shape = inputs.mask.device, inputs.mask.shape
     adv = torch.zeros(shape[0], device=device)
@@ -213,11 +266,13 @@ def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
     return Batch(
         mask=inputs.mask,
         weight=decision_weight(inputs.mask, job.aggregate),
-        adv=adv[:, None].expand(shape),
+        adv=adv[:, None].expand(shape) if micro.adv is None else micro.adv,
         sample_logp=inputs.sample_logp,
-        old_logp=out.logp.detach() if micro.old_logp is None else micro.old_logp,
+        old_logp=logp_BT if micro.old_logp is None else micro.old_logp,
         on_policy=on_policy,
         ref_logp=micro.ref_logp,
+        ret=micro.ret,
+        old_value=micro.old_value,
     )
 
 
@@ -227,13 +282,14 @@ class _Sums:
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._largest: dict[str, float] = defaultdict(float)
-        self._per_update: set[str] = set()
+        self._per: dict[str, str] = {}
 
-    def add(self, name: str, value: float, count: float, per_update: bool = False) -> None:
+    def add(self, name: str, value: float, count: float, per: str | None = None) -> None:
+        """per: the name whose count, of applied updates, the sum is divided by, not its own."""
         self._sums[name][0] += value
         self._sums[name][1] += count
-        if per_update:
-            self._per_update.add(name)
+        if per is not None:
+            self._per[name] = per
 
     def over(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
         """Adds the masked values of a `[B, T]` tensor."""
@@ -257,8 +313,9 @@ class _Sums:
         if peaks:
             dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         pairs = totals.reshape(-1, 2).tolist()
-        updates = max(1.0, float(self._sums["grad_norm"][1])) if "grad_norm" in self._sums else 1.0
         out = {}
         for name, (total, count) in zip(names, pairs, strict=True):
-            out[name] = total / updates if name in self._per_update else total / max(count, 1.0)
+            if name in self._per:  # this rank's count: every rank counts the same updates
+                count = self._sums[self._per[name]][1]
+            out[name] = total / max(count, 1.0)
         return {**out, **dict(zip(peaks, highest.tolist(), strict=True))}

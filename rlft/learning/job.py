@@ -4,6 +4,7 @@ its step make the same job."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from rlft.algo import Algo
 from rlft.batch import plan
 from rlft.config import Config
+from rlft.credit.decision import NOTHING, ByToken, Returns
+from rlft.credit.steps import StepAdvantages
 from rlft.learning.fit import FitJob
 from rlft.losses.aggregate import Aggregation
 from rlft.schedule import value_at
@@ -24,23 +27,28 @@ def fit_job(
     algo: Algo,
     step: int,
     members: Sequence[Trajectory],
-    adv: Sequence[float] | torch.Tensor | None,
+    adv: Sequence[float] | torch.Tensor | StepAdvantages | None,
     state: Any,
     *,
     aggregate: Aggregation,
     epochs: int,
     minibatches: int,
+    by_token: ByToken = NOTHING,
 ) -> FitJob:
     """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`. state: the
     algorithm's own, which its coefficients may follow.
 
-    Raises ValueError if `adv` is not one number per member.
+    Raises ValueError if `adv` or `by_token.steps` is not one entry per member.
     """
+    if isinstance(adv, StepAdvantages):
+        by_token, adv = replace(by_token, credit=Returns(), steps=adv.rows), None
     adv_B = np.zeros(len(members), np.float32) if adv is None else np.asarray(adv, np.float32)
     if adv_B.shape != (len(members),):
         raise ValueError(
             f"adv has shape {adv_B.shape}, expected one number per member: {len(members)}"
         )
+    if by_token.steps and len(by_token.steps) != len(members):
+        raise ValueError(f"steps of {len(by_token.steps)} rows, expected {len(members)}")
     minibatches = min(minibatches, len(members))
     on_policy = np.array([m.origin == "policy" for m in members])
     return FitJob(
@@ -61,5 +69,9 @@ def fit_job(
         lr=value_at(cfg.learner.lr, step),
         temperature=cfg.sampler.temperature if algo.samples else 1.0,
         first_epoch=minibatches,
+        credit=by_token.credit,
+        steps=by_token.steps,
+        critic_lr=by_token.critic_lr,
+        critic_only=by_token.critic_only,
         watch=tuple(int(i) for i in np.flatnonzero(on_policy)[: cfg.record.tokens]),
     )

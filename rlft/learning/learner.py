@@ -71,10 +71,10 @@ def _overridden(
     return merged
 
 
-class Learner:
-    """A policy under a DeepSpeed engine. The caller has initialised `torch.distributed`."""
+class Trained:
+    """A module under a DeepSpeed engine of its own. The caller has initialised `torch.distributed`."""
 
-    def __init__(self, cfg: Config, policy: LMPolicy) -> None:
+    def __init__(self, cfg: Config, module: torch.nn.Module) -> None:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -82,12 +82,12 @@ class Learner:
         self.world = dist.get_world_size()
         self.device = torch.device("cuda" if cfg.learner.gpus else "cpu")
         config, self.notes = deepspeed_config(cfg)
-        trained = [p for p in policy.parameters() if p.requires_grad]
+        trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             raise ConfigError("the model has no trainable parameter")
         optimizer = None if "optimizer" in config else self._optimizer(trained)
         self.engine, *_ = deepspeed.initialize(
-            model=policy.to(self.device),
+            model=module.to(self.device),
             model_parameters=trained,
             optimizer=optimizer,
             config=config,
@@ -107,17 +107,6 @@ class Learner:
         }
         return torch.optim.AdamW(trained, **keys)
 
-    @property
-    def policy(self) -> LMPolicy:
-        """The module inside the engine."""
-        return self.engine.module
-
-    def forward(
-        self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
-    ) -> PolicyOut:
-        """What the current policy says of the actions; see `LMPolicy`."""
-        return PolicyOut(*self.engine(ids, position, mask, temperature))
-
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulates the gradient of `loss`, this rank's share of a global sum over denominator."""
         # A loss can be NaN and have a finite gradient (log of a negative number). Its gradient is made
@@ -136,6 +125,41 @@ class Learner:
         applied = not getattr(self.engine.optimizer, "overflow", False)
         norm = self.engine.get_global_grad_norm()
         return applied, float("nan") if norm is None else float(norm)
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
+        import deepspeed
+
+        enabled = self.cfg.learner.zero_stage == 3
+        return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)
+
+    def save(self, folder: Path) -> None:
+        """Writes model, optimizer and random state of every rank below `folder`. A collective."""
+        state = {"torch_rng": torch.get_rng_state()}
+        self.engine.save_checkpoint(
+            str(folder), tag="learner", client_state=state, save_latest=False
+        )
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote. A collective."""
+        path, state = self.engine.load_checkpoint(str(folder), tag="learner")
+        if path is None:
+            raise FileNotFoundError(f"no learner state in {folder}")
+        torch.set_rng_state(state["torch_rng"])
+
+
+class Learner(Trained):
+    """The policy, as it is trained and published."""
+
+    @property
+    def policy(self) -> LMPolicy:
+        """The module inside the engine."""
+        return self.engine.module
+
+    def forward(
+        self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
+    ) -> PolicyOut:
+        """What the current policy says of the actions; see `LMPolicy`."""
+        return PolicyOut(*self.engine(ids, position, mask, temperature))
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (Hugging Face name, tensor on the CPU in the engine's dtype), adapters merged.
@@ -165,26 +189,6 @@ class Learner:
         from rlft.weights.lora_adapter import adapter_tensors
 
         yield from adapter_tensors(self.policy.causal_lm(), self._gathered)
-
-    def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
-        import deepspeed
-
-        enabled = self.cfg.learner.zero_stage == 3
-        return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)
-
-    def save(self, folder: Path) -> None:
-        """Writes model, optimizer and random state of every rank below `folder`. A collective."""
-        state = {"torch_rng": torch.get_rng_state()}
-        self.engine.save_checkpoint(
-            str(folder), tag="learner", client_state=state, save_latest=False
-        )
-
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote. A collective."""
-        path, state = self.engine.load_checkpoint(str(folder), tag="learner")
-        if path is None:
-            raise FileNotFoundError(f"no learner state in {folder}")
-        torch.set_rng_state(state["torch_rng"])
 
 
 def _merged_deltas(

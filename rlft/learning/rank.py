@@ -18,10 +18,13 @@ from rlft.cluster import stacks
 from rlft.cluster.waits import fetch
 from rlft.config import Config
 from rlft.learning.anchors import reference_logp
+from rlft.learning.appraisal import TokenSteps
+from rlft.learning.critic import Critic
 from rlft.learning.fit import FitJob, FitReport, run_fit
 from rlft.learning.learner import Learner
 from rlft.policy.lm import load_lm
 from rlft.policy.text import Text
+from rlft.policy.value import load_value
 from rlft.types import Row, RowRef, WeightUpdate
 from rlft.weights.fingerprint import fingerprint
 from rlft.weights.transports import Meeting
@@ -31,10 +34,17 @@ class LearnerRank:
     """Rank `rank` of the learner. `connect` is a collective: call it on every rank at once."""
 
     def __init__(
-        self, name: str, cfg: Config, rank: int, folder: Path, needs: frozenset[str]
+        self,
+        name: str,
+        cfg: Config,
+        rank: int,
+        folder: Path,
+        needs: frozenset[str],
+        critic: str | None = None,
     ) -> None:
         self._where = stacks.register(name)
         self._cfg, self._rank, self._folder, self._needs = cfg, rank, folder, needs
+        self._critic_path = critic or folder
         self._transport = registry.build("transport", cfg.publish.transport)
         self._text = Text(folder)
         self._progress = (0, 0)
@@ -78,6 +88,9 @@ class LearnerRank:
         if "ref_logp" in self._needs:
             temperature = self._cfg.sampler.temperature
             self._reference = reference_logp(self._cfg, self._learner, self._folder, temperature)
+        self._critic = None
+        if "value" in self._needs:
+            self._critic = Critic(self._cfg, load_value(self._critic_path, self._cfg))
         return self._learner.notes
 
     def fit(self, job: FitJob, refs: list[RowRef]) -> FitReport:
@@ -95,6 +108,8 @@ class LearnerRank:
             rows,
             pad_id=self._text.pad_id,
             reference=self._reference,
+            critic=self._critic,
+            steps=_steps_in_tokens(job, rows, self._text),
             progress=self._note,
         )
 
@@ -144,6 +159,8 @@ class LearnerRank:
     def save(self, folder: Path) -> None:
         """Writes this rank's state, and on rank 0 the Hugging Face folder. A collective."""
         self._learner.save(folder / "learner_state")
+        if self._critic is not None:
+            self._critic.save(folder / "critic_state")
         tensors = self._learner.full_tensors()
         if self._rank == 0:
             from rlft.record.hf_folder import write_hf_folder
@@ -156,6 +173,8 @@ class LearnerRank:
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. A collective."""
         self._learner.load(folder / "learner_state")
+        if self._critic is not None:
+            self._critic.load(folder / "critic_state")
 
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, int]:
@@ -164,6 +183,19 @@ class LearnerRank:
 
     def _note(self, done: int, total: int) -> None:
         self._progress = (done, total)
+
+
+def _steps_in_tokens(job: FitJob, rows: Mapping[int, Row], text: Text) -> dict[int, TokenSteps]:
+    """For each of these rows its steps as (index of the last token, value), if the job has steps."""
+    if not job.steps:
+        return {}
+    return {
+        index: tuple(
+            (text.token_at(row.ids[row.prompt_len :].tolist(), end), value)
+            for end, value in job.steps[index]
+        )
+        for index, row in rows.items()
+    }
 
 
 def _rows(wanted: list[int], refs: list[RowRef], deadline_s: float) -> dict[int, Row]:

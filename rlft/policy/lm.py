@@ -39,7 +39,7 @@ class LMPolicy(nn.Module):
         temperature: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         causal = self.causal_lm()
-        _choose_attention(causal, ids_BL)
+        choose_attention(causal, ids_BL)
         hidden_BLH = causal.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         row, column = mask_BT.nonzero(as_tuple=True)
         if row.numel() == 0:
@@ -69,7 +69,7 @@ _SHORT = 512
 by 30% of a whole forward and backward at 75 tokens; beyond it the scores take too much memory."""
 
 
-def _choose_attention(causal: Any, ids_BL: torch.Tensor) -> None:
+def choose_attention(causal: Any, ids_BL: torch.Tensor) -> None:
     short = ids_BL.device.type == "cpu" and ids_BL.shape[1] <= _SHORT
     wanted = "eager" if short else "sdpa"
     if causal.config._attn_implementation != wanted:
@@ -97,28 +97,32 @@ def load_lm(
         lm.gradient_checkpointing_enable({"use_reentrant": False})
         lm.enable_input_require_grads()
     if lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        targets = lora.target_modules
-        if targets == "all-linear":
-            # peft's own "all-linear" looks for the output layer by type; ours is a LogProbHead.
-            targets = sorted(
-                {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear)}
-            )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)  # adapters start from a random A: the same on every rank
-            lm = get_peft_model(
-                lm,
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes floats
-                    lora_dropout=lora.dropout,
-                    target_modules=targets,
-                    task_type="CAUSAL_LM",
-                ),
-            )
-        lm = lm.to(getattr(torch, dtype))
+        lm = adapted(lm, lora, seed, "CAUSAL_LM").to(getattr(torch, dtype))
     return LMPolicy(lm)
+
+
+def adapted(lm: Any, lora: Lora, seed: int, task: str | None) -> Any:
+    """`lm` with trainable adapters, everything else frozen; the same for the same seed."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules
+    if targets == "all-linear":
+        # peft's own "all-linear" looks for the output layer by type; ours is a LogProbHead.
+        targets = sorted(
+            {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear)}
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # adapters start from a random A: the same on every rank
+        return get_peft_model(
+            lm,
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes floats
+                lora_dropout=lora.dropout,
+                target_modules=targets,
+                task_type=task,
+            ),
+        )
 
 
 def _refuse_unusual_head(lm: Any) -> None:

@@ -57,6 +57,20 @@ class Text:
         """Text of sampled tokens, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def token_at(self, ids: Sequence[int], end: int) -> int:
+        """The index of the token with which the first `end` characters of `decode(ids)` are complete;
+        of the very last token (an end-of-text token, say) where `end` is the whole text."""
+        if end >= len(self.decode(ids)):
+            return len(ids) - 1
+        low, high = 0, len(ids) - 1
+        while low < high:  # a longer prefix never decodes to fewer characters
+            middle = (low + high) // 2
+            if len(self.decode(ids[: middle + 1])) >= end:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Text of each token by itself, special tokens included, to look at: part of a character
         shows as U+FFFD."""

@@ -91,8 +91,10 @@ def told(outcome: Outcome) -> dict[str, Any]:
 def understood(plain: Any) -> Outcome:
     """The outcome that `told` wrote. Raises BrokenStream for anything else."""
     try:
-        return Outcome(**plain)
-    except TypeError as error:
+        outcome = Outcome(**plain)
+        steps = tuple((int(end), float(value)) for end, value in outcome.steps)
+        return dataclasses.replace(outcome, steps=steps)
+    except (TypeError, ValueError) as error:
         raise BrokenStream(f"an answer that is no outcome: {error}") from None
 
 

@@ -20,7 +20,7 @@ from rlft.errors import Invalid
 from rlft.types import Outcome, Task
 
 RewardFn = Callable[..., Any]
-"""`(completion: str, task: Task) -> float | dict[str, float]`, or with `trajectory: Attempt` in place of
+"""`(completion: str, task: Task) -> float | dict`, or with `trajectory: Attempt` in place of
 `completion`; may be async; may raise `rlft.Invalid`."""
 
 _HERE = os.path.dirname(__file__)
@@ -39,6 +39,7 @@ class _Said(NamedTuple):
     value: float = 0.0
     parts: Mapping[str, float] = {}
     reason: str = ""
+    steps: tuple[tuple[int, float], ...] = ()
 
 
 def score_one(
@@ -90,19 +91,21 @@ def _combined(
     """The weighted sum of values, or the first failure in the order of the functions."""
     total = 0.0
     parts: dict[str, float] = {}
+    steps: list[tuple[int, float]] = []
     for (name, _, weight), one in zip(fns, said, strict=False):  # a failure ends what was said
         if one.kind == "invalid":
             return Outcome("invalid", invalid_score, parts, one.reason, seconds)
         if one.kind == "error":
             return Outcome("error", None, parts, one.reason, seconds, "raised")
         total += weight * one.value
+        steps += ((end, weight * value) for end, value in one.steps)
         parts.update(
             one.parts if len(fns) == 1 else {f"{name}/{k}": v for k, v in one.parts.items()}
         )
     if not math.isfinite(total):
         reason = f"the weighted sum of rewards is {total}"
         return Outcome("error", None, parts, reason, seconds, "raised")
-    return Outcome("value", total, parts, seconds=seconds)
+    return Outcome("value", total, parts, seconds=seconds, steps=tuple(sorted(steps)))
 
 
 def _invalid(invalid: Invalid) -> _Said:
@@ -124,14 +127,28 @@ def _error(name: str) -> _Said:
 def _value(answer: Any, name: str) -> _Said:
     """The value and named parts of an answer; raises TypeError or ValueError saying what was wrong."""
     if isinstance(answer, Mapping):
-        parts = {str(k): _number(v, f"{name}[{k!r}]") for k, v in answer.items()}
+        steps = _steps(answer["steps"], f"{name}['steps']") if "steps" in answer else ()
+        named = {k: v for k, v in answer.items() if k != "steps"}
+        parts = {str(k): _number(v, f"{name}[{k!r}]") for k, v in named.items()}
         if not parts:
             raise ValueError(f"{name} returned an empty dict; expected parts, or a 'reward'")
         if "reward" in parts:
             rest = {k: v for k, v in parts.items() if k != "reward"}
-            return _Said("value", parts["reward"], rest)
-        return _Said("value", sum(parts.values()), parts)
+            return _Said("value", parts["reward"], rest, steps=steps)
+        return _Said("value", sum(parts.values()), parts, steps=steps)
     return _Said("value", _number(answer, name))
+
+
+def _steps(value: Any, what: str) -> tuple[tuple[int, float], ...]:
+    """Pairs (characters up to the step's end, its reward), as plain numbers."""
+    pairs = []
+    for pair in value:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], int)):
+            raise TypeError(f"{what} holds {pair!r}; expected pairs (end of the step, its reward)")
+        if pair[0] < 1:
+            raise ValueError(f"{what}: a step ends after {pair[0]} characters; expected 1 or more")
+        pairs.append((pair[0], _number(pair[1], what)))
+    return tuple(pairs)
 
 
 def _number(value: Any, what: str) -> float:

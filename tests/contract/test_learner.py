@@ -3,6 +3,7 @@ and without offload; a step that is not finite is skipped on every rank."""
 
 import json
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import learner_worker
 import pytest
 import torch
-from learner_worker import rows_of
+from learner_worker import STEPS, rows_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WORKER = Path(learner_worker.__file__)
@@ -55,6 +56,11 @@ CASES = {
     "one row": case(0, rows=1),
     "clipped": case(0, clip=0.01),
     "clipped zero2": case(2, clip=0.01),
+    **{f"critic zero{s}": case(s, terms="critic") for s in STAGES},
+    **{f"critic bf16 zero{s}": case(s, terms="critic", dtype="bfloat16") for s in (0, 3)},
+    "critic sequence": case(2, "sequence", terms="critic"),
+    "critic recompute": case(3, terms="critic", gradient_checkpointing=True),
+    "critic lora": case(0, terms="critic", lora={"rank": 4}),
     **{f"lora zero{s}": case(s, lora={"rank": 4}) for s in STAGES},
 }
 
@@ -136,6 +142,96 @@ def relative_error(result, expected):
     moved = {n: (result["before"][n].double() - result["after"][n].double()) for n in expected}
     difference = sum(float((moved[n] - expected[n]).square().sum()) for n in expected) ** 0.5
     return difference / sum(float(g.square().sum()) for g in expected.values()) ** 0.5
+
+
+def plain_critic_gradients(model_folder, c):
+    """Gradients of policy and critic for one big batch, float64, from the formulas of PPO and GAE."""
+    policy = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    trunk = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64).model
+    head = torch.linspace(-0.3, 0.4, 32).double().requires_grad_()
+    bias = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    rows = rows_of(c["seed"], c["rows"], 64)
+    logps, values, advs, rets = [], [], [], []
+    for index, row in enumerate(rows):
+        ids, n = torch.from_numpy(row.ids).long()[None], len(row.ids) - row.prompt_len
+        logp = torch.log_softmax(policy(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])
+        logp = logp[row.prompt_len - 1 :, 0]
+        value = (trunk(ids).last_hidden_state[0] @ head + bias)[row.prompt_len - 1 : -1]
+        reward = [-0.1 * (float(logp[t]) + 3.0) for t in range(n)]
+        reward[-1] += -1 + 2 * index / (len(rows) - 1)
+        for at, more in STEPS.get(index, ()):
+            reward[at] += more
+        adv = [0.0] * n
+        for t in range(n):  # the sum of discounted errors, not the recursion
+            for later in range(t, n):
+                after = float(value[later + 1]) if later + 1 < n else 0.0
+                error = reward[later] + 0.9 * after - float(value[later])
+                adv[t] += (0.9 * 0.8) ** (later - t) * error
+        logps.append(logp)
+        values.append(value)
+        advs.append(adv)
+        rets.append([a + float(v) for a, v in zip(adv, value, strict=True)])
+    every = [a for adv in advs for a in adv]
+    mean, spread = statistics.fmean(every), statistics.stdev(every)
+    policy_loss, value_loss = 0.0, 0.0
+    for row, logp, value, adv, ret in zip(rows, logps, values, advs, rets, strict=True):
+        scale = 1 / len(every) if c["aggregate"] == "token" else 1 / (len(adv) * len(rows))
+        white = (torch.tensor(adv).double() - mean) / (spread + 1e-6)
+        weight = torch.exp(logp.detach() - torch.from_numpy(row.sample_logp).double()).clamp(max=2)
+        policy_loss = policy_loss - (weight * torch.exp(logp - logp.detach()) * white).sum() * scale
+        value_loss = value_loss + 0.5 * scale * ((value - torch.tensor(ret)) ** 2).sum() / 2
+    policy_loss.backward()
+    value_loss.backward()
+    names = dict(policy.named_parameters())
+    ours = {f"trunk.{n}": p.grad for n, p in trunk.named_parameters()}
+    ours |= {"head.weight": head.grad[None], "head.bias": bias.grad[None]}
+    return {n: p.grad for n, p in names.items() if n != "lm_head.weight"}, ours
+
+
+def critic_moves(result):
+    """The critic's part of a result under the names that `relative_error` reads."""
+    return {"before": result["critic_before"], "after": result["critic_after"]}
+
+
+CRITIC32 = [n for n in CASES if n.startswith("critic") and "bf16" not in n and "lora" not in n]
+
+
+@pytest.mark.parametrize("name", CRITIC32)
+def test_gradients_of_policy_and_critic_are_those_of_one_big_batch(results, model_folder, name):
+    policy, critic = plain_critic_gradients(model_folder, CASES[name])
+    result = results[1][name]
+    assert relative_error(result, policy) < 1e-4
+    assert relative_error(critic_moves(result), critic) < 1e-4
+    assert result["micro_batches"][0] > 1, "the case accumulates nothing"
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bfloat16_gradients_with_a_critic_are_within_their_looser_bound(
+    results, model_folder, stage
+):
+    policy, critic = plain_critic_gradients(model_folder, CASES["critic zero0"])
+    result = results[1][f"critic bf16 zero{stage}"]
+    assert relative_error(result, policy) < 0.15  # advantages are made of rounded values too
+    assert relative_error(critic_moves(result), critic) < 0.08
+
+
+def test_a_critic_with_lora_trains_adapters_and_its_head_alone(results):
+    result = results[1]["critic lora"]
+    names = set(result["critic_before"])
+    assert {n for n in names if "lora_" not in n} == {"head.weight", "head.bias"}
+    before, after = result["critic_before"], result["critic_after"]
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+def test_a_critic_says_what_it_is_worth(results):
+    base = results[1]["critic zero0"]["metrics"][0]
+    for name in CRITIC32[1:4]:
+        other = results[1][name]["metrics"][0]
+        for key in ("loss/value", "value/mean", "value/target", "value/explained_variance"):
+            assert other[key] == pytest.approx(base[key], rel=1e-3), (name, key)
+    assert base["value/explained_variance"] < 1
+    assert base["value/clip_fraction"] == 0
+    assert base["critic/grad_norm"] > 0
 
 
 FLOAT32 = [n for n in CASES if n.startswith("fp32") or n == "one row"]

@@ -13,11 +13,15 @@ import torch
 
 from rlft.batch import plan
 from rlft.config import parse_config
+from rlft.credit.decision import GAE
+from rlft.learning.critic import Critic
 from rlft.learning.fit import FitJob, run_fit
 from rlft.learning.learner import Learner
 from rlft.losses import GSPO, ClippedSurrogate, KLToReference, NegativeLogLikelihood
 from rlft.losses.corrected import Corrected
+from rlft.losses.critic import ValueLoss
 from rlft.policy.lm import load_lm
+from rlft.policy.value import load_value
 from rlft.types import Row, Term
 
 TERMS = {
@@ -26,7 +30,37 @@ TERMS = {
     "nll": lambda: (Term("nll", NegativeLogLikelihood()),),
     "poison": lambda: (Term("poison", Poison()),),
     "kl": lambda: (Term("policy", Corrected(ClippedSurrogate())), Term("kl", KLToReference(), 0.1)),
+    "critic": lambda: (
+        Term("policy", Corrected(ClippedSurrogate())),
+        Term("value", ValueLoss(), 0.5, module="critic"),
+    ),
 }
+CREDIT = GAE(gamma=0.9, lam=0.8, kl_coef=0.1)
+STEPS = {2: ((0, 0.7),), 5: ((1, -0.4), (3, 0.9))}
+"""Rewards beside the last decision of rows 2 and 5, at decisions that they have."""
+
+
+def critic_of(case: dict, cfg) -> Critic | None:
+    """A critic whose values are not all 0, if the case has one."""
+    if case["terms"] != "critic":
+        return None
+    model = load_value(case["model"], cfg)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.linspace(-0.3, 0.4, model.head.weight.numel())[None])
+        model.head.bias.fill_(0.1)
+    return Critic(cfg, model)
+
+
+def critic_tensors(critic: Critic | None) -> dict[str, torch.Tensor]:
+    """Every trained weight, whole. A collective."""
+    if critic is None:
+        return {}
+    module, found = critic.engine.module, {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            with critic._gathered([parameter]):
+                found[name] = parameter.detach().clone()
+    return found
 
 
 class Poison:
@@ -82,7 +116,9 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         case["model"], case["dtype"], lora=cfg.model.lora, gradient_checkpointing=recompute
     )
     learner = Learner(cfg, policy)
+    critic = critic_of(case, cfg)
     before = {name: tensor.clone() for name, tensor in learner.full_tensors()}
+    critic_before = critic_tensors(critic)
     rows = rows_of(case["seed"], case["rows"], 64)
     updates = plan([len(r.ids) for r in rows], world=world, budget=case["budget"])
     adv = np.linspace(-1, 1, len(rows)).astype(np.float32)
@@ -100,22 +136,28 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         lr=case.get("lr", 1.0),
         temperature=case.get("temperature", 1.0),
         first_epoch=1,
+        credit=CREDIT if critic else None,
+        critic_lr=case.get("lr", 1.0),
     )
     reference = None
-    if case["terms"] == "kl":
+    if case["terms"] in ("kl", "critic"):
 
         def reference(inputs):
             return torch.full(inputs.mask.shape, -3.0)
 
     mine = {i: rows[i] for u in updates for m in u.ranks[rank] for i in m}
     reports = [
-        run_fit(learner, job, rank, mine, pad_id=0, reference=reference)
+        run_fit(
+            *(learner, job, rank, mine), pad_id=0, reference=reference, critic=critic, steps=STEPS
+        )
         for _ in range(case.get("fits", 1))
     ]
     after = dict(learner.full_tensors())
     return {
         "before": before,
         "after": after,
+        "critic_before": critic_before,
+        "critic_after": critic_tensors(critic),
         "metrics": [dict(r.metrics) for r in reports],
         "skipped": [r.skipped for r in reports],
         "nonfinite_rows": [r.nonfinite_rows for r in reports],
