@@ -32,7 +32,7 @@ from rlft.learning.job import fit_job
 from rlft.losses.aggregate import Aggregation
 from rlft.record.bundle import Bundle, read_bundle
 from rlft.seeding import Key
-from rlft.types import Group, Row, RowRef, WeightUpdate
+from rlft.types import Group, Row, RowRef, Task, WeightUpdate
 
 Fit = Callable[[FitJob, list[Row]], FitReport]
 
@@ -55,7 +55,8 @@ class Compared:
 
 @dataclass(slots=True)
 class ReplayRun:
-    """What `learn` is given in place of a run: the same facts, `fit` and `note`."""
+    """What `learn` is given in place of a run: the same facts, `fit` and `note`. Nothing is held out: a
+    bundle has only what was learnt from."""
 
     cfg: Config
     algo: Algo
@@ -67,6 +68,7 @@ class ReplayRun:
     _fit: Fit
     _rows: list[Row]
     numbers: dict[str, Any] = field(default_factory=dict)
+    held_out: tuple[Task, ...] = ()
 
     def fit(
         self,
@@ -76,15 +78,17 @@ class ReplayRun:
         aggregate: Aggregation = "token",
         epochs: int = 1,
         minibatches: int = 1,
+        together: bool = False,
     ) -> WeightUpdate | None:
         """See `Run.fit`."""
-        members, _ = members_of(groups)
+        members, unit = members_of(groups)
         if not members:
             return None
         keys: dict[str, Any] = {
             "aggregate": aggregate,
             "epochs": epochs,
             "minibatches": minibatches,
+            "unit": unit if together else None,
         }
         job = fit_job(self.cfg, self.algo, self.step, members, adv, self.state, **keys)
         report = self._fit(job, [self._rows[m.row.index] for m in members])

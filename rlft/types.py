@@ -212,8 +212,9 @@ class Batch:
     mask: bool; weight: float32, 0 where masked (it holds the aggregation, e.g. 1/length); adv:
     advantage; sample_logp: the engine's, NaN where the policy did not choose; old_logp: the
     learner's at the start of `fit`; ref_logp: the reference policy's, if a term needs it;
-    on_policy: bool `[B]`, True for rows with origin `policy`. The learner divides the weighted sum of
-    what a loss returns by one global denominator.
+    on_policy: bool `[B]`, True for rows with origin `policy`; unit: int64 `[B]`, the group of rows that
+    were asked to stay together, -1 for a row of padding. The learner divides the weighted sum of what a
+    loss returns by one global denominator.
     """
 
     mask: torch.Tensor
@@ -223,14 +224,20 @@ class Batch:
     old_logp: torch.Tensor
     on_policy: torch.Tensor
     ref_logp: torch.Tensor | None = None
+    unit: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOut:
-    """What the policy says about the actions of a batch: `[B, T]` float32 each, 0 where padded."""
+    """What the policy says about the actions of a batch: `[B, T]` float32 each, 0 where padded.
+
+    score: float32 `[B]`, what a reward model says of each row, prompt and response; None of a policy
+    that writes. A reward model writes nothing: its `logp` and `entropy` are 0.
+    """
 
     logp: torch.Tensor
     entropy: torch.Tensor
+    score: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"

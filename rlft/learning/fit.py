@@ -29,7 +29,8 @@ class FitJob:
 
     adv: float32 `[rows]`; on_policy: bool `[rows]`; coef: each term's coefficient this step;
     lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once;
-    watch: rows whose log-probs are reported token by token.
+    watch: rows whose log-probs are reported token by token; unit: int64 `[rows]`, which rows stay
+    together, None: each on its own; learn: False to measure only, without a gradient or a step.
     """
 
     updates: tuple[Update, ...]
@@ -43,6 +44,8 @@ class FitJob:
     temperature: float
     first_epoch: int
     watch: tuple[int, ...] = ()
+    unit: np.ndarray | None = None
+    learn: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def run_fit(
     rows: Mapping[int, Row],
     *,
     pad_id: int,
-    reference: Callable[[Inputs], torch.Tensor] | None = None,
+    reference: Callable[[Inputs, float], torch.Tensor] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FitReport:
     """Runs the updates of `job` for this rank, which holds `rows` (by index). A collective."""
@@ -105,9 +108,10 @@ def run_fit(
                 traces += _traces(micro, logp, rows, job.watch)
             done += 1
             progress(done, total)
-        applied, norm = learner.step(job.lr)
-        skipped += not applied
-        sums.add("grad_norm", norm if applied else 0.0, float(applied))
+        if job.learn:
+            applied, norm = learner.step(job.lr)
+            skipped += not applied
+            sums.add("grad_norm", norm if applied else 0.0, float(applied))
     metrics = with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
     coefs = zip(job.terms, job.coef, strict=True)
@@ -138,7 +142,7 @@ def _fix_logps(
     learner: Learner,
     job: FitJob,
     plan: list[list[_Micro]],
-    reference: Callable[[Inputs], torch.Tensor] | None,
+    reference: Callable[[Inputs, float], torch.Tensor] | None,
 ) -> None:
     """The policy's log-probs at the start of the fit, and the reference's, for each micro-batch.
 
@@ -154,7 +158,7 @@ def _fix_logps(
                     micro.old_logp = _forward(learner, micro.inputs, job.temperature).logp
                 if needs_ref:
                     assert reference is not None
-                    micro.ref_logp = reference(micro.inputs)
+                    micro.ref_logp = reference(micro.inputs, job.temperature)
 
 
 def _forward(learner: Learner, inputs: Inputs, temperature: float) -> PolicyOut:
@@ -174,7 +178,8 @@ def _accumulate(
     """Forward and backward of one micro-batch; returns the rows whose loss is not finite, and the
     log-probs `[B, T]` that the loss took for those of the start of the fit."""
     inputs = micro.inputs
-    out = _forward(learner, inputs, job.temperature)
+    with torch.set_grad_enabled(job.learn):
+        out = _forward(learner, inputs, job.temperature)
     batch = _batch(job, micro, out)
     loss = torch.zeros((), device=learner.device)
     row_loss = torch.zeros(len(inputs.mask), device=learner.device)
@@ -187,7 +192,8 @@ def _accumulate(
         sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per_update=True)
         for name, value_BT in diagnostics.items():
             sums.over(name, value_BT, inputs.mask & ~value_BT.isnan())  # NaN: does not apply there
-    learner.backward(loss)
+    if job.learn:
+        learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
     gaps = mismatch(batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
     trusted = batch.mask & batch.on_policy[:, None]
@@ -207,9 +213,12 @@ def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
     device, shape = inputs.mask.device, inputs.mask.shape
     adv = torch.zeros(shape[0], device=device)
     on_policy = torch.zeros(shape[0], dtype=torch.bool, device=device)
+    unit = None if job.unit is None else torch.full((shape[0],), -1, device=device)
     for place, row in enumerate(micro.rows):
         adv[place] = float(job.adv[row])
         on_policy[place] = bool(job.on_policy[row])
+        if unit is not None and job.unit is not None:
+            unit[place] = int(job.unit[row])
     return Batch(
         mask=inputs.mask,
         weight=decision_weight(inputs.mask, job.aggregate),
@@ -218,6 +227,7 @@ def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
         old_logp=out.logp.detach() if micro.old_logp is None else micro.old_logp,
         on_policy=on_policy,
         ref_logp=micro.ref_logp,
+        unit=unit,
     )
 
 

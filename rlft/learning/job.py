@@ -30,9 +30,12 @@ def fit_job(
     aggregate: Aggregation,
     epochs: int,
     minibatches: int,
+    unit: Sequence[int] | None = None,
+    learn: bool = True,
 ) -> FitJob:
     """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`. state: the
-    algorithm's own, which its coefficients may follow.
+    algorithm's own, which its coefficients may follow; unit: which members stay together; learn: False
+    for `Run.measure`.
 
     Raises ValueError if `adv` is not one number per member.
     """
@@ -41,7 +44,7 @@ def fit_job(
         raise ValueError(
             f"adv has shape {adv_B.shape}, expected one number per member: {len(members)}"
         )
-    minibatches = min(minibatches, len(members))
+    minibatches = min(minibatches, len(members) if unit is None else len(set(unit)))
     on_policy = np.array([m.origin == "policy" for m in members])
     return FitJob(
         updates=plan(
@@ -51,6 +54,7 @@ def fit_job(
             minibatches=minibatches,
             epochs=epochs,
             key=Key(cfg.seed).child("fit", step),
+            unit=unit,
         ),
         adv=adv_B,
         on_policy=on_policy,
@@ -62,4 +66,6 @@ def fit_job(
         temperature=cfg.sampler.temperature if algo.samples else 1.0,
         first_epoch=minibatches,
         watch=tuple(int(i) for i in np.flatnonzero(on_policy)[: cfg.record.tokens]),
+        unit=None if unit is None else np.asarray(unit, np.int64),
+        learn=learn,
     )

@@ -115,8 +115,9 @@ class Learner:
     def forward(
         self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
     ) -> PolicyOut:
-        """What the current policy says of the actions; see `LMPolicy`."""
-        return PolicyOut(*self.engine(ids, position, mask, temperature))
+        """What the current policy says of the actions; see `LMPolicy` and `RewardModelPolicy`."""
+        logp, entropy, *score = self.engine(ids, position, mask, temperature)
+        return PolicyOut(logp, entropy, score=score[0] if score else None)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulates the gradient of `loss`, this rank's share of a global sum over denominator."""
