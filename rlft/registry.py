@@ -159,10 +159,10 @@ def _is_plugin(kind: str, name: str, value: Any, module: ModuleType) -> bool:
     if name.startswith("_") or name not in getattr(module, "__all__", vars(module)):
         return False
     if kind in _CALLED_WITH:
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            return False
         called = value.__call__ if inspect.isclass(value) else value
-        return (
-            inspect.isroutine(called) and _CALLED_WITH[kind] in inspect.signature(called).parameters
-        )
+        return _CALLED_WITH[kind] in inspect.signature(called).parameters
     return inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, str)
 
 
