@@ -35,7 +35,7 @@ LETTERS = "benchmarks/letters.py"
 def base(seed: int, **changes: Any) -> dict[str, Any]:
     """What all runs share."""
     tree = {
-        **{"seed": seed, "steps": 120, "tasks_per_step": 64},
+        **{"seed": seed, "steps": 96, "tasks_per_step": 64},
         "env": {"name": "preferences", "chat": False, "held_out_size": HELD_OUT},
         "model": {"build": f"{LETTERS}:build_model", "dtype": "float32", "max_length": 32},
         "sampler": {"num": 0, "max_tokens": LONGEST},
@@ -53,8 +53,8 @@ def grpo(seed: int, model: Path, kl: float) -> dict[str, Any]:
     ]
     return base(
         seed,
-        steps=150,
-        tasks_per_step=16,
+        steps=100,
+        tasks_per_step=8,
         algo={"name": "grpo", "group_size": 8, "kl_coef": kl},
         env={"name": f"{LETTERS}:Letters", "seed": seed},
         sampler={"engine": "transformers", "max_tokens": LONGEST},

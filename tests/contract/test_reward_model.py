@@ -4,6 +4,7 @@ and folders that cannot serve are refused."""
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rlft.rewards.model import RewardModel
 from rlft.rewards.scorer import Scorer
 from rlft.types import Attempt, Row, Task
 
+SUPPORT = Path(__file__).parents[1] / "support" / "dying_model.py"
 TEXTS = ["c12,13,06=632", "h1", "", "9" * 30, "c1,2=3", "=" * 11, "h12,12,05=522"]
 
 
@@ -42,9 +44,9 @@ def attempts(texts, truncated=False):
     ]
 
 
-def scored(folder, calls, **keys):
+def scored(folder, calls, fn="reward_model", **keys):
     args = {"path": str(folder), "batch_size": 3}
-    rewards = Rewards(fns=[{"fn": "reward_model", "args": args}], timeout=20, **keys)
+    rewards = Rewards(fns=[{"fn": fn, "args": args}], timeout=20, **keys)
     scorer = Scorer(rewards, ["."], 120)
     try:
         return scorer.score([pickle.dumps(call) for call in calls])
@@ -73,6 +75,15 @@ def test_batches_score_as_single_texts_do_and_too_long_ones_are_invalid(folder):
     assert (refused.kind, refused.reward) == ("invalid", -9.0)
     assert refused.reason == "longer than the 64 tokens that the reward model reads"
     assert said.restarts == 0
+
+
+def test_a_process_that_dies_in_a_batch_is_replaced_and_nobody_s_score_is_lost(folder, tmp_path):
+    mine = changed(folder, tmp_path)
+    expected = [o.reward for o in scored(mine, attempts(TEXTS)).outcomes]
+    (mine / "die").touch()
+    said = scored(mine, attempts(TEXTS), fn=f"{SUPPORT}:DyingModel")
+    assert said.restarts == 1
+    assert [o.reward for o in said.outcomes] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_cut_completion_has_no_end_of_text(folder):
