@@ -37,7 +37,7 @@ class Letters:
     seed: int = 0
 
     def _prompts(self) -> list[str]:
-        prompts = [f"{letter}{number:03d}=" for letter in LETTERS for number in range(500)]
+        prompts = [f"{letter}{number:03d}=" for letter in LETTERS for number in range(1000)]
         Key(self.seed, ("letters",)).rng().shuffle(prompts)
         return prompts
 

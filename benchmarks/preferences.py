@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.letters import LONGEST, Letters, build_model, rule  # noqa: E402
 from rlft.types import Task  # noqa: E402
 
-PAIRS, HELD_OUT = 1536, 256
+PAIRS, HELD_OUT = 3840, 256
 LATE = 10
 """Steps at the end of a run whose mean is its result."""
 
@@ -35,7 +35,7 @@ LETTERS = "benchmarks/letters.py"
 def base(seed: int, **changes: Any) -> dict[str, Any]:
     """What all runs share."""
     tree = {
-        **{"seed": seed, "steps": 96, "tasks_per_step": 64},
+        **{"seed": seed, "steps": 120, "tasks_per_step": 64},
         "env": {"name": "preferences", "chat": False, "held_out_size": HELD_OUT},
         "model": {"build": f"{LETTERS}:build_model", "dtype": "float32", "max_length": 32},
         "sampler": {"num": 0, "max_tokens": LONGEST},
@@ -54,7 +54,7 @@ def grpo(seed: int, model: Path, kl: float) -> dict[str, Any]:
     return base(
         seed,
         steps=100,
-        tasks_per_step=8,
+        tasks_per_step=16,
         algo={"name": "grpo", "group_size": 8, "kl_coef": kl},
         env={"name": f"{LETTERS}:Letters", "seed": seed},
         sampler={"engine": "transformers", "max_tokens": LONGEST},
