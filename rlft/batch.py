@@ -39,19 +39,24 @@ def plan(
     minibatches: int = 1,
     epochs: int = 1,
     key: Key | None = None,
+    unit: Sequence[int] | None = None,
 ) -> tuple[Update, ...]:
     """Returns `epochs x minibatches` updates over rows of `lengths` tokens.
 
+    unit: a number for each row; rows of one number are never split over micro-batches or minibatches,
+    and lie next to each other in the order of their indices. None: every row is on its own.
+
     Rows of similar length share a micro-batch, so little is padded: `rows x longest` stays within
-    `budget` tokens, except that a row longer than that gets its own. With more than one minibatch the
-    rows are shuffled by `key`, differently each epoch. Every row occurs once an epoch.
-    Raises ValueError if there are fewer rows than minibatches.
+    `budget` tokens, except that a unit longer than that gets its own. With more than one minibatch the
+    units are shuffled by `key`, differently each epoch. Every row occurs once an epoch.
+    Raises ValueError if there are fewer units than minibatches.
     """
-    if minibatches > len(lengths):
-        raise ValueError(f"{minibatches} minibatches of only {len(lengths)} rows")
+    units = _units(range(len(lengths)) if unit is None else unit, len(lengths))
+    if minibatches > len(units):
+        raise ValueError(f"{minibatches} minibatches of only {len(units)} rows")
     updates = []
     for epoch in range(epochs):
-        order = list(range(len(lengths)))
+        order = list(units)
         if minibatches > 1:
             if key is None:
                 raise ValueError("minibatches need a key to shuffle by")
@@ -61,17 +66,30 @@ def plan(
     return tuple(updates)
 
 
-def _one_update(rows: list[int], lengths: Sequence[int], world: int, budget: int) -> Update:
+def _units(unit: Sequence[int], rows: int) -> list[MicroBatch]:
+    """The rows of each unit, units in the order of their first row."""
+    if len(unit) != rows:
+        raise ValueError(f"unit has {len(unit)} numbers for {rows} rows")
+    members: dict[int, list[int]] = {}
+    for row, number in enumerate(unit):
+        members.setdefault(number, []).append(row)
+    return [tuple(m) for m in members.values()]
+
+
+def _one_update(units: list[MicroBatch], lengths: Sequence[int], world: int, budget: int) -> Update:
+    longest = {unit: max(lengths[row] for row in unit) for unit in units}
     # Longest first; ties by index, so that the plan depends on nothing else.
-    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
+    ordered = sorted(units, key=lambda unit: (-longest[unit], unit))
     # Never so large that a rank would be left without work.
-    fair = min(budget, -(-sum(lengths[row] for row in rows) // world))
+    fair = min(budget, -(-sum(lengths[row] for unit in units for row in unit) // world))
     micros: list[list[int]] = []
-    for row in ordered:
-        if micros and (len(micros[-1]) + 1) * lengths[micros[-1][0]] <= fair:
-            micros[-1].append(row)
+    widest = 0
+    for unit in ordered:
+        if micros and (len(micros[-1]) + len(unit)) * widest <= fair:
+            micros[-1].extend(unit)
         else:
-            micros.append([row])
+            micros.append([*unit])
+            widest = longest[unit]
     while len(micros) % world:
         micros.append([])
     # Neighbours in length go to different ranks, which balances tokens.

@@ -18,6 +18,7 @@ from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.policy.text import Text
 from rlft.reference import Demo, Wanted, demo_member, demo_row, sampled_member, wanted
+from rlft.rewards.places import joined, places
 from rlft.rewards.scorer import Scored
 from rlft.sampling.sampler import Ask
 from rlft.seeding import Key
@@ -29,6 +30,7 @@ class Collector:
 
     def __init__(self, cfg: Config, fleet: Fleet, text: Text) -> None:
         self._cfg, self._fleet, self._text = cfg, fleet, text
+        self._places = places(cfg.rewards)
 
     def sample(
         self,
@@ -110,13 +112,20 @@ class Collector:
         items = [
             cloudpickle.dumps((_attempt(m, g.task), g.task)) for g in groups for m in g.members
         ]
-        shares = _shares(len(items), len(self._fleet.rewards))
+        owners = iter(self._fleet.rewards)
         questions = [
-            (worker, _scoring([items[i] for i in share]))
-            for worker, share in zip(self._fleet.rewards, shares, strict=True)
+            (next(owners), _scoring([items[i] for i in share]))
+            for place in self._places
+            for share in _shares(len(items), place.num)
         ]
         answers = self._fleet.ask(questions, "reward", self._cfg.deadlines.reward)
-        outcome: Iterator[Outcome] = itertools.chain.from_iterable(a.outcomes for a in answers)
+        told = iter(answers)
+        said = [
+            [o for _ in range(place.num) for o in next(told).outcomes] for place in self._places
+        ]
+        outcome: Iterator[Outcome] = (
+            joined(self._cfg.rewards, self._places, one) for one in zip(*said, strict=True)
+        )
         scored = [
             replace(g, members=tuple(replace(m, outcome=next(outcome)) for m in g.members))
             for g in groups

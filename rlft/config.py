@@ -97,6 +97,9 @@ class Reward(Section):
     )
     weight: float = 1.0
     args: dict[str, Any] = Field(default={}, description="further keyword arguments")
+    gpus: Annotated[float, Field(ge=0)] | None = (
+        None  # a number: in an actor of its own, with those
+    )
 
 
 class Rewards(Section):

@@ -34,13 +34,14 @@ _HOMES = {
     "advantage": "rlft.credit",
     "stabiliser": "rlft.credit.shaping",
     "cluster": "rlft.credit.clusters",
+    "preference": "rlft.losses.preference",
     "reward": "rlft.rewards.builtin",
     "transport": "rlft.weights.transports",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
-_CALLED_WITH = {"loss": "out", "correction": "sample_logp"}
-"""Kinds whose plug-ins are classes told apart by a parameter of their call."""
+_CALLED_WITH = {"loss": "out", "correction": "sample_logp", "preference": "ref_chosen_P"}
+"""Kinds whose plug-ins are told apart by a parameter of their call."""
 
 _ONE_CLASS_A_FILE = {"algo": ("collect", "learn"), "env": ("train", "held_out")}
 """Kinds whose short name is a file name, and the methods that its one public class must have."""
@@ -159,8 +160,10 @@ def _is_plugin(kind: str, name: str, value: Any, module: ModuleType) -> bool:
     if name.startswith("_") or name not in getattr(module, "__all__", vars(module)):
         return False
     if kind in _CALLED_WITH:
-        called = inspect.signature(value.__call__).parameters if inspect.isclass(value) else {}
-        return _CALLED_WITH[kind] in called
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            return False
+        called = value.__call__ if inspect.isclass(value) else value
+        return _CALLED_WITH[kind] in inspect.signature(called).parameters
     return inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, str)
 
 

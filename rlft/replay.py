@@ -34,7 +34,7 @@ from rlft.learning.job import fit_job
 from rlft.losses.aggregate import Aggregation
 from rlft.record.bundle import Bundle, read_bundle
 from rlft.seeding import Key
-from rlft.types import Group, Row, RowRef, WeightUpdate
+from rlft.types import Group, Row, RowRef, Task, WeightUpdate
 
 Fit = Callable[[FitJob, list[Row]], FitReport]
 
@@ -57,7 +57,8 @@ class Compared:
 
 @dataclass(slots=True)
 class ReplayRun:
-    """What `learn` is given in place of a run: the same facts, `fit` and `note`."""
+    """What `learn` is given in place of a run: the same facts, `fit` and `note`. Nothing is held out: a
+    bundle has only what was learnt from."""
 
     cfg: Config
     algo: Algo
@@ -69,6 +70,7 @@ class ReplayRun:
     _fit: Fit
     _rows: list[Row]
     numbers: dict[str, Any] = field(default_factory=dict)
+    held_out: tuple[Task, ...] = ()
 
     def fit(
         self,
@@ -79,9 +81,10 @@ class ReplayRun:
         epochs: int = 1,
         minibatches: int = 1,
         by_token: ByToken = NOTHING,
+        together: bool = False,
     ) -> WeightUpdate | None:
         """See `Run.fit`."""
-        members, _ = members_of(groups)
+        members, unit = members_of(groups)
         if not members:
             return None
         keys: dict[str, Any] = {
@@ -89,6 +92,7 @@ class ReplayRun:
             "epochs": epochs,
             "minibatches": minibatches,
             "by_token": by_token,
+            "unit": unit if together else None,
         }
         job = fit_job(self.cfg, self.algo, self.step, members, adv, self.state, **keys)
         report = self._fit(job, [self._rows[m.row.index] for m in members])

@@ -19,7 +19,7 @@ from rlft.credit.decision import NOTHING, ByToken
 from rlft.credit.steps import StepAdvantages
 from rlft.errors import GuardStop, NonFinite
 from rlft.filters import members_of
-from rlft.learning.fit import FitReport
+from rlft.learning.fit import FitJob, FitReport
 from rlft.learning.job import fit_job
 from rlft.losses.aggregate import Aggregation
 from rlft.policy.text import Text
@@ -41,8 +41,9 @@ _SKIPS_BEFORE_STOP = 3
 
 
 class Run:
-    """What a run is and does. An algorithm learns with `fit` and `note`, and collects with the verbs of
-    what `collecting` returns; the loop's own are `publish`, `record`, `evaluate`, `save`, `restore`."""
+    """What a run is and does. An algorithm learns with `fit`, `measure` and `note`, and collects with the
+    verbs of what `collecting` returns; the loop's own are `publish`, `record`, `evaluate`, `save`,
+    `restore`."""
 
     def __init__(
         self,
@@ -83,15 +84,16 @@ class Run:
         epochs: int = 1,
         minibatches: int = 1,
         by_token: ByToken = NOTHING,
+        together: bool = False,
     ) -> WeightUpdate | None:
         """Takes `epochs x minibatches` optimizer steps on every member of `groups`.
 
         adv: one number per member in order, or for its steps, or None (all 0, for losses that do not
-        use it); by_token:
-        how learner ranks make advantages of each token from it. Returns the update to publish, or None
-        if there were no rows or every step was skipped.
+        use it); by_token: how learner ranks make advantages of each token from it; together: members
+        of a group are never split over micro-batches, for losses of pairs. Returns the update to
+        publish, or None if there were no rows or every step was skipped.
         """
-        members, _ = members_of(groups)
+        members, unit = members_of(groups)
         if not members:
             return None
         job = fit_job(
@@ -100,18 +102,12 @@ class Run:
             epochs=epochs,
             minibatches=minibatches,
             by_token=by_token,
+            unit=unit if together else None,
         )
         self._console.phase("learn", self.step + 1)
         began = time.monotonic()
         with self._row.timed("learn"), self._fleet.samplers_asleep():
-            reports = self._fleet.all(
-                self._fleet.learners,
-                "fit",
-                job,
-                [m.row for m in members],
-                what="learn",
-                deadline_s=self.cfg.deadlines.learn,
-            )
+            reports = self._ask_learners(job, members)
         self._fleet.was_busy("learners", (time.monotonic() - began) * self.cfg.learner.num)
         self.state = self.algo.next_state(self.state, reports[0].metrics)
         self._row.update(reports[0].metrics)
@@ -123,9 +119,39 @@ class Run:
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
 
+    def measure(
+        self,
+        groups: Sequence[Group],
+        adv: Sequence[float] | torch.Tensor | None,
+        *,
+        aggregate: Aggregation = "token",
+        together: bool = False,
+    ) -> dict[str, float]:
+        """What `fit` would report of `groups`, at least one, without learning from them."""
+        members, unit = members_of(groups)
+        job = fit_job(
+            *(self.cfg, self.algo, self.step, members, adv, self.state),
+            aggregate=aggregate,
+            epochs=1,
+            minibatches=1,
+            unit=unit if together else None,
+            learn=False,
+        )
+        with self._row.timed("measure"), self._fleet.samplers_asleep():
+            return dict(self._ask_learners(job, members)[0].metrics)
+
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""
         self._row.update(numbers)
+
+    @property
+    def held_out(self) -> list[Task]:
+        """The held-out tasks, at most `eval.max_tasks`."""
+        return [self._held_out[i] for i in range(min(self.cfg.eval.max_tasks, len(self._held_out)))]
+
+    def demos(self, tasks: Sequence[Task]) -> list[Group]:
+        """Each task with its reference responses as members of origin `demo`, unscored."""
+        return self._collector.demos(tasks, self.version)
 
     # -- verbs of the loop -----------------------------------------------------------------------
 
@@ -171,7 +197,7 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Greedy success on held-out tasks; appended to `eval.jsonl`."""
         cfg = self.cfg.eval
-        tasks = [self._held_out[i] for i in range(min(cfg.max_tasks, len(self._held_out)))]
+        tasks = self.held_out
         self._console.phase("evaluate", self.step)
         began = time.monotonic()
         completions = self._collector.sample(tasks, 1, self.key.child("eval"), True, cfg.max_tokens)
@@ -264,6 +290,16 @@ class Run:
         """Restarts since they were last recorded: each is counted in one row."""
         count, self._fleet.restarts = self._fleet.restarts, 0
         return count
+
+    def _ask_learners(self, job: FitJob, members: Sequence[Trajectory]) -> list[FitReport]:
+        return self._fleet.all(
+            self._fleet.learners,
+            "fit",
+            job,
+            [m.row for m in members],
+            what="learn",
+            deadline_s=self.cfg.deadlines.learn,
+        )
 
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int

@@ -14,6 +14,7 @@ from rlft.check import (
     check_plugins,
     check_prompts,
     check_tasks,
+    plugin_warnings,
     with_plugin_defaults,
 )
 from rlft.cluster.budget import Budget
@@ -49,6 +50,8 @@ def train(
     name_accelerator(cfg)
     # Everything that can be known to be wrong is, before anything is started or written.
     algo, env = check_plugins(cfg)
+    for warning in plugin_warnings(cfg):
+        console.say(warning)
     check_installation(cfg)
     tasks, held_out = check_tasks(cfg, env)
     if cfg.warm_start:

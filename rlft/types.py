@@ -215,8 +215,9 @@ class Batch:
     advantage; sample_logp: the engine's, NaN where the policy did not choose; old_logp: the
     learner's at the start of `fit`; ref_logp: the reference policy's, if a term needs it;
     on_policy: bool `[B]`, True for rows with origin `policy`; ret, old_value: a critic's target, and
-    what it said at the start of `fit`, if there is a critic. The learner divides the weighted sum of
-    what a loss returns by one global denominator.
+    what it said at the start of `fit`, if there is a critic; unit: int64 `[B]`, the group of rows that
+    were asked to stay together, -1 for a row of padding. The learner divides the weighted sum of what a
+    loss returns by one global denominator.
     """
 
     mask: torch.Tensor
@@ -228,6 +229,7 @@ class Batch:
     ref_logp: torch.Tensor | None = None
     ret: torch.Tensor | None = None
     old_value: torch.Tensor | None = None
+    unit: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +237,14 @@ class PolicyOut:
     """What the policy says about the actions of a batch: `[B, T]` float32 each, 0 where padded.
 
     value: what a critic expects from each decision on, in a term of a module that has one.
+    score: float32 `[B]`, what a reward model says of each row, prompt and response; None of a policy
+    that writes. A reward model writes nothing: its `logp` and `entropy` are 0.
     """
 
     logp: torch.Tensor
     entropy: torch.Tensor
     value: torch.Tensor | None = None
+    score: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"

@@ -113,12 +113,16 @@ def main(folder: Path) -> None:
 
 
 def _rewards(cfg: Config, tasks: Sequence[Task], folder: Path) -> Iterable[str]:
+    from rlft.rewards.functions import is_async
     from rlft.rewards.outcome import score_one
 
     for spec in cfg.rewards.fns:
         _note(folder, f"importing reward {spec.fn}")
         fn = registry.build("reward", {"name": spec.fn, **spec.args})
         _check_needs(spec.fn, fn, tasks)
+        if is_async(fn):
+            yield f"reward {spec.fn}: not tried, it waits for a model or a service"
+            continue
         means = []
         for kind in ("demonstrations", "empty answers"):
             values = []

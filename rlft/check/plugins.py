@@ -13,6 +13,7 @@ from rlft.algo import Algo
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.not_built import refused
+from rlft.rewards.judge import self_judging
 
 
 def check_plugins(cfg: Config) -> tuple[Algo, Any]:
@@ -49,6 +50,12 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
         )
     _ship_by_value()
     return algo, env
+
+
+def plugin_warnings(cfg: Config) -> list[str]:
+    """What is allowed, but should be known: a judge that judges itself."""
+    made = [registry.build("reward", {"name": r.fn, **r.args}) for r in cfg.rewards.fns]
+    return [said for one in made if (said := self_judging(one, cfg.model.path)) is not None]
 
 
 def with_plugin_defaults(cfg: Config, algo: Algo, env: Any) -> Config:

@@ -13,7 +13,7 @@ from rlft.check.fit import memory_lines
 from rlft.check.hardware import Hardware, assumed, present
 from rlft.check.installation import check_installation, check_versions
 from rlft.check.model_shape import model_shape
-from rlft.check.plugins import check_plugins
+from rlft.check.plugins import check_plugins, plugin_warnings
 from rlft.check.shipping import UPLOAD_LIMIT, amount, shipment, too_large
 from rlft.check.tasks import check_prompts, check_tasks
 from rlft.cluster.placement import make_plan
@@ -44,6 +44,7 @@ def report(cfg: Config, *, assume: str | None = None, elsewhere: bool = False) -
     hardware = assumed(assume, cfg) if assume else None
     algo, env = check_plugins(cfg)  # without these nothing else can be said
     yield f"run {cfg.name}: {type(algo).__name__} for {cfg.steps} steps, seed {cfg.seed}"
+    yield from plugin_warnings(cfg)
     if cfg.warm_start:
         warm = tried(load_config, cfg.warm_start)
         tried(check_plugins, warm) if warm else None

@@ -20,6 +20,7 @@ from rlft.cluster.placement import Plan, actor_options
 from rlft.cluster.waits import Owner, Waits, end
 from rlft.config import Config
 from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError
+from rlft.rewards.places import places
 
 Question = Callable[[Any], Any]
 """Puts a question to an actor's handle; returns the reference to its answer, or a list of those. A
@@ -268,15 +269,19 @@ def _posts(
         )
         for rank in range(cfg.learner.num)
     ]
+    alone = iter(plan.own_reward_bundle)
     rewards = [
         Post(
-            f"reward worker {index}",
+            place.name if place.own else f"{place.name} {index}",
             "completions",
             RewardWorker,
-            (cfg.rewards, os.getcwd(), cfg.deadlines.start),
-            options(plan.reward_bundle, 1, 0, False),
+            (place.rewards, os.getcwd(), cfg.deadlines.start),
+            options(next(alone), plan.sampler_threads, place.gpus, False)
+            if place.own
+            else options(plan.reward_bundle, 1, 0, False),
         )
-        for index in range(cfg.rewards.workers if cfg.rewards.fns else 0)
+        for place in places(cfg.rewards)
+        for index in range(place.num)
     ]
     return {"samplers": samplers, "learners": learners, "rewards": rewards}
 

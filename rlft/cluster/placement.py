@@ -12,6 +12,7 @@ from typing import Any
 
 from rlft.config import Config
 from rlft.errors import ResourceError
+from rlft.rewards.places import places
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Plan:
     sampler_bundle: tuple[int, ...]
     learner_bundle: tuple[int, ...]
     reward_bundle: int
+    own_reward_bundle: tuple[int, ...]
     lines: tuple[str, ...]
 
 
@@ -52,8 +54,8 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
         raise ResourceError(
             f"the configuration asks for {need_gpus:g} GPUs ({samplers} samplers x "
             f"{cfg.sampler.gpus:g}, {learners} learners x {cfg.learner.gpus:g}, "
-            f"{cfg.cluster.placement}), the cluster has {have_gpus:g}; lower sampler.gpus, "
-            f"learner.gpus or their numbers, or use a larger cluster."
+            f"{cfg.cluster.placement}; rewards: the rest), the cluster has {have_gpus:g}; lower "
+            f"sampler.gpus, learner.gpus, their numbers or the gpus of rewards, or use a larger cluster."
         )
     if cfg.learner.gpus not in (0, 1):
         raise ResourceError(f"learner.gpus is {cfg.learner.gpus:g}; a rank takes 0 or 1 GPU")
@@ -73,9 +75,16 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
             )
     bundles, sampler_bundle, learner_bundle = _bundles(cfg)
     bundles[0]["CPU"] = round(_SHARE * (2 + cfg.rewards.workers), 4)
+    # A reward with a model in it has a bundle of its own: it needs no neighbour, and may need a GPU.
+    alone = [place for place in places(cfg.rewards) if place.own]
+    own_bundle = tuple(range(len(bundles), len(bundles) + len(alone)))
+    bundles += [_bundle(place.gpus) for place in alone]
     phases = [f"{samplers} sampler x {sampler_threads} to collect"] if samplers else []
     if cfg.rewards.fns:
-        phases.append(f"{cfg.rewards.workers} reward worker x 1 to score")
+        shared = f"{cfg.rewards.workers} reward worker x 1"
+        own = [f"{place.name} x {sampler_threads}" for place in alone]
+        some = len(alone) < len(cfg.rewards.fns)
+        phases.append(f"{' and '.join([shared] * some + own)} to score")
     phases.append(f"{learners} learner x {learner_threads} to learn")
     lines = (
         f"cluster: {have_cpus:g} cores, {have_gpus:g} GPUs; planned for {cores:g} cores, "
@@ -93,6 +102,7 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
         sampler_bundle=tuple(sampler_bundle),
         learner_bundle=tuple(learner_bundle),
         reward_bundle=0,
+        own_reward_bundle=own_bundle,
         lines=lines,
     )
 
@@ -100,7 +110,9 @@ def make_plan(cfg: Config, cluster: dict[str, float]) -> Plan:
 def _gpus_needed(cfg: Config) -> float:
     sampling = cfg.sampler.num * cfg.sampler.gpus
     learning = cfg.learner.num * cfg.learner.gpus
-    return max(sampling, learning) if cfg.cluster.placement == "colocated" else sampling + learning
+    scoring = sum(place.gpus for place in places(cfg.rewards))
+    both = (sampling, learning)
+    return (max(both) if cfg.cluster.placement == "colocated" else sum(both)) + scoring
 
 
 def _bundles(cfg: Config) -> tuple[list[dict[str, float]], list[int], list[int]]:

@@ -32,8 +32,9 @@ class FitJob:
 
     adv: float32 `[rows]`; on_policy: bool `[rows]`; coef: each term's coefficient this step;
     lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once;
-    watch: rows whose log-probs are reported token by token; credit, steps, critic_lr, critic_only: see
-    `ByToken`.
+    watch: rows whose log-probs are reported token by token; unit: int64 `[rows]`, which rows stay
+    together, None: each on its own; learn: False to measure only, without a gradient or a step;
+    credit, steps, critic_lr, critic_only: see `ByToken`.
     """
 
     updates: tuple[Update, ...]
@@ -47,6 +48,8 @@ class FitJob:
     temperature: float
     first_epoch: int
     watch: tuple[int, ...] = ()
+    unit: np.ndarray | None = None
+    learn: bool = True
     credit: Credit | None = None
     steps: tuple[RowSteps, ...] = ()
     critic_lr: float = 0.0
@@ -89,7 +92,7 @@ def run_fit(
     rows: Mapping[int, Row],
     *,
     pad_id: int,
-    reference: Callable[[Inputs], torch.Tensor] | None = None,
+    reference: Callable[[Inputs, float], torch.Tensor] | None = None,
     critic: Critic | None = None,
     steps: Mapping[int, TokenSteps] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -117,15 +120,15 @@ def run_fit(
                 nonfinite |= guilty
                 if fresh:
                     traces += _traces(micro, logp, rows, job.watch)
-            if critic is not None:
+            if job.learn and critic is not None:
                 nonfinite |= _accumulate_critic(critic, job, micro, denom, sums)
             done += 1
             progress(done, total)
-        if not job.critic_only:
+        if job.learn and not job.critic_only:
             applied, norm = learner.step(job.lr)
             skipped += not applied
             sums.add("grad_norm", norm if applied else 0.0, float(applied))
-        if critic is not None:
+        if job.learn and critic is not None:
             applied, norm = critic.step(job.critic_lr)
             critic_skipped += not applied
             sums.add("critic/grad_norm", norm if applied else 0.0, float(applied))
@@ -162,7 +165,7 @@ def _fix_logps(
     learner: Learner,
     job: FitJob,
     plan: list[list[Micro]],
-    reference: Callable[[Inputs], torch.Tensor] | None,
+    reference: Callable[[Inputs, float], torch.Tensor] | None,
 ) -> None:
     """The policy's log-probs at the start of the fit, and the reference's, for each micro-batch.
 
@@ -179,7 +182,7 @@ def _fix_logps(
                     micro.old_logp = _forward(learner, micro.inputs, job.temperature).logp
                 if needs_ref:
                     assert reference is not None
-                    micro.ref_logp = reference(micro.inputs)
+                    micro.ref_logp = reference(micro.inputs, job.temperature)
 
 
 def _forward(learner: Learner, inputs: Inputs, temperature: float) -> PolicyOut:
@@ -199,10 +202,12 @@ def _accumulate(
     """Forward and backward of one micro-batch; returns the rows whose loss is not finite, and the
     log-probs `[B, T]` that the loss took for those of the start of the fit."""
     inputs = micro.inputs
-    out = _forward(learner, inputs, job.temperature)
+    with torch.set_grad_enabled(job.learn):
+        out = _forward(learner, inputs, job.temperature)
     batch = _batch(job, micro, out.logp.detach())
     loss, guilty = _objective(job, "policy", micro, out, batch, denom, sums)
-    learner.backward(loss)
+    if job.learn:
+        learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
     gaps = mismatch(batch.old_logp, batch.sample_logp, batch.mask, batch.on_policy)
     trusted = batch.mask & batch.on_policy[:, None]
@@ -260,9 +265,12 @@ def _batch(job: FitJob, micro: Micro, logp_BT: torch.Tensor) -> Batch:
     device, shape = inputs.mask.device, inputs.mask.shape
     adv = torch.zeros(shape[0], device=device)
     on_policy = torch.zeros(shape[0], dtype=torch.bool, device=device)
+    unit = None if job.unit is None else torch.full((shape[0],), -1, device=device)
     for place, row in enumerate(micro.rows):
         adv[place] = float(job.adv[row])
         on_policy[place] = bool(job.on_policy[row])
+        if unit is not None and job.unit is not None:
+            unit[place] = int(job.unit[row])
     return Batch(
         mask=inputs.mask,
         weight=decision_weight(inputs.mask, job.aggregate),
@@ -273,6 +281,7 @@ def _batch(job: FitJob, micro: Micro, logp_BT: torch.Tensor) -> Batch:
         ref_logp=micro.ref_logp,
         ret=micro.ret,
         old_value=micro.old_value,
+        unit=unit,
     )
 
 

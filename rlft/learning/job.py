@@ -34,9 +34,12 @@ def fit_job(
     epochs: int,
     minibatches: int,
     by_token: ByToken = NOTHING,
+    unit: Sequence[int] | None = None,
+    learn: bool = True,
 ) -> FitJob:
     """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`. state: the
-    algorithm's own, which its coefficients may follow.
+    algorithm's own, which its coefficients may follow; unit: which members stay together; learn: False
+    for `Run.measure`.
 
     Raises ValueError if `adv` or `by_token.steps` is not one entry per member.
     """
@@ -49,7 +52,7 @@ def fit_job(
         )
     if by_token.steps and len(by_token.steps) != len(members):
         raise ValueError(f"steps of {len(by_token.steps)} rows, expected {len(members)}")
-    minibatches = min(minibatches, len(members))
+    minibatches = min(minibatches, len(members) if unit is None else len(set(unit)))
     on_policy = np.array([m.origin == "policy" for m in members])
     return FitJob(
         updates=plan(
@@ -59,6 +62,7 @@ def fit_job(
             minibatches=minibatches,
             epochs=epochs,
             key=Key(cfg.seed).child("fit", step),
+            unit=unit,
         ),
         adv=adv_B,
         on_policy=on_policy,
@@ -74,4 +78,6 @@ def fit_job(
         critic_lr=by_token.critic_lr,
         critic_only=by_token.critic_only,
         watch=tuple(int(i) for i in np.flatnonzero(on_policy)[: cfg.record.tokens]),
+        unit=None if unit is None else np.asarray(unit, np.int64),
+        learn=learn,
     )

@@ -158,8 +158,9 @@ class Learner(Trained):
     def forward(
         self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
     ) -> PolicyOut:
-        """What the current policy says of the actions; see `LMPolicy`."""
-        return PolicyOut(*self.engine(ids, position, mask, temperature))
+        """What the current policy says of the actions; see `LMPolicy` and `RewardModelPolicy`."""
+        logp, entropy, *score = self.engine(ids, position, mask, temperature)
+        return PolicyOut(logp, entropy, score=score[0] if score else None)
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (Hugging Face name, tensor on the CPU in the engine's dtype), adapters merged.

@@ -22,7 +22,8 @@ from rlft.learning.appraisal import TokenSteps
 from rlft.learning.critic import Critic
 from rlft.learning.fit import FitJob, FitReport, run_fit
 from rlft.learning.learner import Learner
-from rlft.policy.lm import load_lm
+from rlft.policy.lm import LMPolicy, load_lm
+from rlft.policy.reward_model import load_reward_model
 from rlft.policy.text import Text
 from rlft.policy.value import load_value
 from rlft.types import Row, RowRef, WeightUpdate
@@ -75,23 +76,28 @@ class LearnerRank:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if self._cfg.learner.gpus else "gloo"
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+        self._learner = Learner(self._cfg, self._policy())
+        self._reference = None
+        if "ref_logp" in self._needs:
+            self._reference = reference_logp(self._cfg, self._learner, self._folder)
+        self._critic = None
+        if "value" in self._needs:
+            self._critic = Critic(self._cfg, load_value(self._critic_path, self._cfg))
+        return self._learner.notes
+
+    def _policy(self) -> LMPolicy:
+        """What is trained: a language model, or a reward model if a term reads its `score`."""
         model = self._cfg.model
-        policy = load_lm(
+        if "score" in self._needs:
+            pad = self._text.pad_id
+            return load_reward_model(self._folder, model, pad_id=pad, seed=self._cfg.seed)
+        return load_lm(
             self._folder,
             model.dtype,
             lora=model.lora,
             gradient_checkpointing=model.gradient_checkpointing,
             seed=self._cfg.seed,
         )
-        self._learner = Learner(self._cfg, policy)
-        self._reference = None
-        if "ref_logp" in self._needs:
-            temperature = self._cfg.sampler.temperature
-            self._reference = reference_logp(self._cfg, self._learner, self._folder, temperature)
-        self._critic = None
-        if "value" in self._needs:
-            self._critic = Critic(self._cfg, load_value(self._critic_path, self._cfg))
-        return self._learner.notes
 
     def fit(self, job: FitJob, refs: list[RowRef]) -> FitReport:
         """Takes the optimizer steps of `job`. `refs`: where each row lies. A collective."""
@@ -166,6 +172,7 @@ class LearnerRank:
             from rlft.record.hf_folder import write_hf_folder
 
             write_hf_folder(folder / "model", tensors, self._folder)
+            self._learner.policy.describe(folder / "model")
         else:
             for _ in tensors:
                 pass

@@ -63,6 +63,9 @@ class LMPolicy(nn.Module):
         lm: Any = self.lm
         return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
+    def describe(self, folder: Path) -> None:
+        """Adds to a saved model what differs from the folder that it started from: nothing here."""
+
 
 _SHORT = 512
 """Up to this length plain attention (two matrix products and a softmax) beats the fused kernel on a CPU,

@@ -36,7 +36,9 @@ def functions(rewards: Rewards, folders: Sequence[str]) -> tuple[Functions, bool
     made, waits = [], False
     for part, spec in zip(part_names(rewards), rewards.fns, strict=True):
         fn = registry.build("reward", {"name": _located(spec.fn, folders), **spec.args})
-        waits = waits or _is_async(fn)
+        if (load := getattr(fn, "load", None)) is not None:
+            load()  # what is slow: here, and not where a class is only checked
+        waits = waits or is_async(fn)
         made.append((part, _given_an_attempt(fn), spec.weight))
     return made, waits
 
@@ -49,7 +51,8 @@ def _located(name: str, folders: Sequence[str]) -> str:
     return f"{next(found, file)}{colon}{attr}"
 
 
-def _is_async(fn: Any) -> bool:
+def is_async(fn: Any) -> bool:
+    """Whether calling `fn` gives something to wait for."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
         getattr(fn, "__call__", None)  # noqa: B004  (an object whose call is async)
     )

@@ -14,6 +14,9 @@ import torch
 from learner_worker import STEPS, rows_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlft.config import Model
+from rlft.policy.reward_model import load_reward_model
+
 WORKER = Path(learner_worker.__file__)
 SGD = {"optimizer": {"type": "SGD", "params": {"lr": 1.0}}}
 STAGES = (0, 1, 2, 3)
@@ -47,6 +50,16 @@ CASES = {
         for a in ("sequence", "token")
     },
     **{f"fp32 zero{s} kl": case(s, terms="kl") for s in (0, 3)},
+    **{
+        f"fp32 zero{s} {terms}": case(s, "sequence", terms=terms, rows=12, budget=90)
+        for s, terms in (
+            (0, "dpo"),
+            (3, "dpo"),
+            (2, "ipo"),
+            (0, "bradley_terry"),
+            (3, "bradley_terry"),
+        )
+    },
     **{f"fp32 zero{s} offload": case(s, deepspeed=offload(s)) for s in (1, 2, 3)},
     **{f"fp32 zero{s} recompute": case(s, gradient_checkpointing=True) for s in (0, 3)},
     **{f"bf16 zero{s}": case(s, dtype="bfloat16") for s in STAGES},
@@ -113,8 +126,47 @@ def results(request, model_folder, tmp_path_factory):
     return world, dict(zip(CASES, torch.load(folder / "out.pt", weights_only=False), strict=True))
 
 
+def reference(row):
+    """What the worker takes for the reference's log-probs: a function of the position."""
+    return -3.0 - 0.01 * torch.arange(row.prompt_len, len(row.ids), dtype=torch.float64)
+
+
+def pair_gradient(model_folder, c):
+    """Of 6 pairs (i, i + 6), one after the other and unpadded, float64, from the papers' formulas."""
+    rows, scored = rows_of(c["seed"], c["rows"], 64), c["terms"] == "bradley_terry"
+    if scored:
+        settings = Model(path=str(model_folder), dtype="float32")
+        model = load_reward_model(model_folder, settings, pad_id=0, seed=0).lm.double()
+    else:
+        model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+
+    def said(row):
+        ids = torch.from_numpy(row.ids).long()[None]
+        if scored:
+            hidden = model.model(input_ids=ids).last_hidden_state[0, -1]
+            return hidden @ model.score.weight[0], 0.0
+        logp = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])
+        logp = logp[row.prompt_len - 1 :, 0]
+        return (logp - reference(row)).sum(), logp.mean()
+
+    total = 0.0
+    for i in range(6):
+        (chosen, likely), (rejected, _) = said(rows[i]), said(rows[i + 6])
+        h = chosen - rejected
+        if c["terms"] == "dpo":
+            total = total + torch.log1p(torch.exp(-0.5 * h)) - 0.1 * likely
+        elif c["terms"] == "ipo":
+            total = total + (h - 1.0) ** 2
+        else:
+            total = total + torch.log1p(torch.exp(-(h - 0.3 * (i + 1))))
+    (total / 6).backward()
+    return {n: p.grad for n, p in model.named_parameters() if n != "lm_head.weight"}
+
+
 def plain_gradient(model_folder, c):
     """The gradient of one big batch in plain torch, float64, from the formulas."""
+    if c["terms"] in ("dpo", "ipo", "bradley_terry"):
+        return pair_gradient(model_folder, c)
     model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
     rows = rows_of(c["seed"], c["rows"], 64)
     adv = torch.linspace(-1, 1, len(rows), dtype=torch.float64)
@@ -129,7 +181,7 @@ def plain_gradient(model_folder, c):
         if c["terms"] == "row":  # one value a row, given to each of its tokens
             loss = -(torch.exp((logp - logp.detach()).mean()) * a).expand(len(logp))
         if c["terms"] == "kl":
-            d = -3.0 - logp
+            d = reference(row) - logp
             loss = loss + 0.1 * (torch.exp(d) - d - 1)
         scale = {"token": 1 / tokens, "sequence": 1 / (len(loss) * len(rows))}
         total = total + loss.sum() * scale.get(c["aggregate"], 1 / (len(rows) * 12))

@@ -26,10 +26,16 @@ NEEDED = {
         "path": str(DATA / "grounding/activitynet.json"),
         "held_out_path": str(DATA / "grounding/held_out.json"),
     },
+    "preferences": {"path": str(DATA / "preferences/pairs.jsonl"), "held_out_size": 8},
 }
 """Keys without which an environment cannot be made here."""
 
 JUNK = ("", " ", "\x00", "🙂" * 50, "9**9**9", "((((" * 500, "1/0", "answer: " + "9" * 5000, "####")
+
+
+PAIRS = {"env": {"name": "preferences", "chat": False, **NEEDED["preferences"]}}
+ALGO_NEEDS = {"dpo": PAIRS, "reward_model": {**PAIRS, "sampler__num": 0}}
+"""What an algorithm needs besides the tasks and settings of the others."""
 
 
 def make(name):
@@ -52,7 +58,9 @@ def test_an_environment_is_deterministic_and_keeps_its_held_out_tasks_apart(name
     assert isinstance(train[0], Task)
 
 
-@pytest.mark.parametrize("name", registry.short_names("reward"))
+@pytest.mark.parametrize(
+    "name", [n for n in registry.short_names("reward") if n in registry.short_names("env")]
+)
 def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
     reward = registry.resolve("reward", name)
     env = make(name)
@@ -75,7 +83,7 @@ def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", registry.short_names("algo"))
 def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
-    run(tmp_path / "run", tiny_model, steps=2, algo={"name": name})
+    run(tmp_path / "run", tiny_model, steps=2, algo={"name": name}, **ALGO_NEEDS.get(name, {}))
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["version"] == 2
@@ -83,7 +91,11 @@ def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize(
-    "kind", ["algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"]
+    "kind",
+    [
+        *("algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"),
+        "preference",
+    ],
 )
 def test_everything_says_what_it_is(kind):
     for name in registry.short_names(kind):

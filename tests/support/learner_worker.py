@@ -20,7 +20,10 @@ from rlft.learning.learner import Learner
 from rlft.losses import GSPO, ClippedSurrogate, KLToReference, NegativeLogLikelihood
 from rlft.losses.corrected import Corrected
 from rlft.losses.critic import ValueLoss
+from rlft.losses.pairs import BradleyTerry, ChosenLikelihood, PairLoss
+from rlft.losses.preference import dpo, ipo
 from rlft.policy.lm import load_lm
+from rlft.policy.reward_model import load_reward_model
 from rlft.policy.value import load_value
 from rlft.types import Row, Term
 
@@ -29,6 +32,9 @@ TERMS = {
     "row": lambda: (Term("policy", GSPO()),),
     "nll": lambda: (Term("nll", NegativeLogLikelihood()),),
     "poison": lambda: (Term("poison", Poison()),),
+    "dpo": lambda: (Term("pairs", PairLoss(dpo, 0.5)), Term("sft", ChosenLikelihood(), 0.1)),
+    "ipo": lambda: (Term("pairs", PairLoss(ipo, 0.5)),),
+    "bradley_terry": lambda: (Term("pairs", BradleyTerry(margin=0.3)),),
     "kl": lambda: (Term("policy", Corrected(ClippedSurrogate())), Term("kl", KLToReference(), 0.1)),
     "critic": lambda: (
         Term("policy", Corrected(ClippedSurrogate())),
@@ -112,16 +118,25 @@ def run_case(case: dict, rank: int, world: int) -> dict:
     }
     cfg = parse_config(tree, "case")
     recompute = case.get("gradient_checkpointing", False)
-    policy = load_lm(
-        case["model"], case["dtype"], lora=cfg.model.lora, gradient_checkpointing=recompute
-    )
+    pairs = case["terms"] in ("dpo", "ipo", "bradley_terry")
+    if case["terms"] == "bradley_terry":
+        policy = load_reward_model(case["model"], cfg.model, pad_id=0, seed=0)
+    else:
+        policy = load_lm(
+            case["model"], case["dtype"], lora=cfg.model.lora, gradient_checkpointing=recompute
+        )
     learner = Learner(cfg, policy)
     critic = critic_of(case, cfg)
     before = {name: tensor.clone() for name, tensor in learner.full_tensors()}
     critic_before = critic_tensors(critic)
     rows = rows_of(case["seed"], case["rows"], 64)
-    updates = plan([len(r.ids) for r in rows], world=world, budget=case["budget"])
+    # The two rows of a pair lie far apart: nothing but `unit` brings them together.
+    unit = [i % (len(rows) // 2) for i in range(len(rows))] if pairs else None
+    updates = plan([len(r.ids) for r in rows], world=world, budget=case["budget"], unit=unit)
     adv = np.linspace(-1, 1, len(rows)).astype(np.float32)
+    if pairs:
+        half = np.arange(1, len(rows) // 2 + 1, dtype=np.float32)
+        adv = np.concatenate([half, -half])
     if case["terms"] == "poison":
         adv[0] = 99.0
     terms = TERMS[case["terms"]]()
@@ -136,14 +151,15 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         lr=case.get("lr", 1.0),
         temperature=case.get("temperature", 1.0),
         first_epoch=1,
+        unit=None if unit is None else np.array(unit),
         credit=CREDIT if critic else None,
         critic_lr=case.get("lr", 1.0),
     )
     reference = None
-    if case["terms"] in ("kl", "critic"):
+    if case["terms"] in ("kl", "critic", "dpo", "ipo"):
 
-        def reference(inputs):
-            return torch.full(inputs.mask.shape, -3.0)
+        def reference(inputs, temperature):
+            return -3.0 - 0.01 * inputs.position
 
     mine = {i: rows[i] for u in updates for m in u.ranks[rank] for i in m}
     reports = [

@@ -159,3 +159,35 @@ def test_the_empty_micro_batch_can_be_fed_and_trains_on_nothing():
     inputs = assemble([], PAD)
     assert inputs.ids.shape[0] == 1 and not inputs.mask.any()
     assert inputs.position.max() < inputs.ids.shape[1]
+
+
+def test_rows_of_a_unit_are_never_split():
+    rng = random.Random(1)
+    for lengths, asked in cases():
+        unit = [rng.randrange(1 + len(lengths) // 2) for _ in lengths]
+        asked["minibatches"] = min(asked["minibatches"], len(set(unit)))
+        updates = plan(lengths, key=Key(0), unit=unit, **asked)
+        for start in range(0, len(updates), asked["minibatches"]):
+            epoch = updates[start : start + asked["minibatches"]]
+            assert sorted(row for u in epoch for row in u.rows) == list(range(len(lengths)))
+        for update in updates:
+            micros = [m for m in itertools.chain(*update.ranks) if m]
+            homes = [{unit[row] for row in micro} for micro in micros]
+            assert sum(map(len, homes)) == len(set().union(*homes)), "a unit is in two places"
+            for micro, home in zip(micros, homes, strict=True):
+                runs = [key for key, _ in itertools.groupby(unit[row] for row in micro)]
+                assert len(runs) == len(home), "a unit's rows lie next to each other"
+                padded = len(micro) * max(lengths[row] for row in micro)
+                assert padded <= asked["budget"] or len(home) == 1
+
+
+def test_units_of_one_row_are_planned_as_no_units():
+    for lengths, asked in cases():
+        assert planned(lengths, asked) == plan(
+            lengths, key=Key(0), unit=[7 * i for i in range(len(lengths))], **asked
+        )
+
+
+def test_a_unit_for_each_row_is_asked_for():
+    with pytest.raises(ValueError, match="2 numbers for 3 rows"):
+        plan([3, 4, 5], world=1, budget=8, unit=[0, 1])
