@@ -35,6 +35,9 @@ _HOMES = {
     "stabiliser": "rlft.credit.shaping",
     "reward": "rlft.rewards.builtin",
     "transport": "rlft.weights.transports",
+    "check": "rlft.paths.checks",
+    "key": "rlft.paths.keys",
+    "distance": "rlft.paths.distances",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
