@@ -12,7 +12,8 @@ order, or with operands swapped. A path is the ordered list of its calculations;
 20 of them. Each training problem shows one, drawn by the seed, so a model that imitates them can find
 the others of a problem by sampling: what rejection sampling lives on.
 
-`demos: facts` is what a base model reads before: calculations, and problems without solution.
+`demos: facts` is what a base model reads before: true calculations, also with the numbers of a problem, but
+no solution. So it can calculate and copy, and has not seen how a problem is solved.
 """
 
 from __future__ import annotations
@@ -203,21 +204,31 @@ def paths(task: Task) -> set[str]:
 
 
 def fact_task(number: int, rng: random.Random) -> Task:
-    """A text of the base model: three calculations, or (every fourth) a problem without solution.
-
-    The calculations are those of the stories, with other numbers, without telling which belong together.
-    """
-    if number % 4 == 3:
-        prompt = str(problem_task("", rng, 0.0).prompt).strip()
-        first, _, rest = prompt.partition(" ")
-        return Task(f"text-{number}", first, demos=(f" {rest}",))
+    """A text of the base model: three calculations as they occur in solutions, unrelated; or a problem
+    and two calculations with its numbers that need not lead anywhere, and no answer."""
+    if number % 2:
+        task = problem_task(f"text-{number}", rng, 0.0)
+        known = list(task.info["numbers"])
+        steps = []
+        for _ in range(2):
+            steps.append(rng.choice(list(possible(known))))
+            known.append(steps[-1][3])
+        text = solution(steps, rng).partition("\n")[0]
+        return Task(task.id, task.prompt, demos=(text,))
     facts = []
     for _ in range(3):
         story = rng.choice(STORIES)
         step = rng.choice(calculations(rng.choice(story.plans), draw(story, rng)))
         facts.append(swapped(step) if step[1] in "+*" and rng.random() < 0.5 else step)
     first, _, rest = solution(facts, rng).partition(" ")
-    return Task(f"fact-{number}", first, demos=(f" {rest}",))
+    return Task(f"text-{number}", first, demos=(f" {rest}",))
+
+
+def possible(numbers: Sequence[int]) -> Iterator[Calculation]:
+    """The calculations with two of the numbers whose results are of the size that solutions have."""
+    for left, right in itertools.permutations(numbers, 2):
+        results = {"+": left + right, "-": left - right, "*": left * right}
+        yield from ((left, op, right, r) for op, r in results.items() if 0 < r <= 100)
 
 
 def final_number(completion: str) -> str | None:

@@ -29,6 +29,9 @@ NEEDED = {
 }
 """Keys without which an environment cannot be made here."""
 
+LEARNING = {"rft": {"online": True}}
+"""Keys without which an algorithm does not train, here."""
+
 JUNK = ("", " ", "\x00", "🙂" * 50, "9**9**9", "((((" * 500, "1/0", "answer: " + "9" * 5000, "####")
 
 
@@ -75,7 +78,7 @@ def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", registry.short_names("algo"))
 def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
-    run(tmp_path / "run", tiny_model, steps=2, algo={"name": name})
+    run(tmp_path / "run", tiny_model, steps=2, algo={"name": name, **LEARNING.get(name, {})})
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["version"] == 2
@@ -83,7 +86,11 @@ def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize(
-    "kind", ["algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"]
+    "kind",
+    [
+        *("algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"),
+        *("check", "key", "distance"),
+    ],
 )
 def test_everything_says_what_it_is(kind):
     for name in registry.short_names(kind):

@@ -48,10 +48,10 @@ def test_the_reward_looks_at_the_answer_and_reports_the_marks():
 
 def test_facts_are_right_and_hold_no_solution():
     facts = WordProblems(demos="facts", train_size=400).train()
-    texts = [f"{task.prompt}{task.demos[0]}" for task in facts]
-    assert all(map(all_right, texts))
-    assert sum("<<" in text for text in texts) == 300
-    assert not any("?" in text and "<<" in text for text in texts)
+    assert all(all_right(task.demos[0]) and "<<" in task.demos[0] for task in facts)
+    about = [task for task in facts if "?" in task.prompt]
+    assert len(about) == 200
+    assert not any("####" in task.demos[0] for task in about)
 
 
 def test_the_held_out_problems_depend_on_the_seed_alone():
