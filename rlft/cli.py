@@ -159,13 +159,13 @@ def eval_(
     samples: Annotated[int, typer.Option(help="answers to each held-out task")] = 8,
     k: Annotated[
         list[int] | None,
-        typer.Option("--k", help="of pass@k and maj@k; repeat it. Default: 1, 2, 4 ..."),
+        typer.Option("--k", help="of pass@k and so on; repeat it. Default: 1, 2, 4 ..."),
     ] = None,
     threshold: Annotated[float, typer.Option(help="an answer passes from this reward on")] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="one answer, the most likely")] = False,
     out: Annotated[Path | None, typer.Option(help="also write scores and answers as JSON")] = None,
 ) -> None:
-    """Sample answers to held-out tasks: mean reward, pass@k and maj@k."""
+    """Sample answers to held-out tasks: mean reward, pass@k, maj@k, distinct@k, length, entropy."""
     from rlft import evaluate as ev
 
     subject = ev.find_subject(target.expanduser(), overrides or ())
