@@ -4,9 +4,9 @@
 
 One base model (configs/rejection/base.yaml). For each seed: it is fine-tuned on one solution a problem
 (sft.yaml); that model answers every training problem 100 times (rft.yaml); the base is then trained as
-before, for as many steps, on the gold rows and what is kept of the first 1, 10 and 100 answers. Two
-controls have the rows of k=100 without its paths: `same path` keeps right answers that take the gold row's
-path in other words, as many a problem as k=100 keeps paths where there are so many.
+before, for as many steps, on the gold rows and what is kept of the first 1, 10 and 100 answers. A
+control has rows without new paths: `same path` keeps right answers that take the gold row's path in other
+words, as many a problem as k=100 keeps, where there are so many.
 Every right text of the 100 answers is written once (`key: text`); the selections are made from that file
 by the library's own functions, so that the arms share their samples.
 Finished runs are not repeated. Prints the table of docs/results.md and draws docs/images/rft_paths.svg.
@@ -16,20 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
 
-import ray
+from many_runs import model_of, one_cluster, run_once
 
-from rlft.cluster.session import name_accelerator
-from rlft.config import load_config
 from rlft.paths.distances import edit
 from rlft.paths.keys import marks, text
 from rlft.paths.rows import Question, read_questions, write_questions
 from rlft.paths.selection import added
-from rlft.train import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "rejection"
 KS = (1, 10, 100)
@@ -48,19 +44,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     began = time.monotonic()
-    here = str(Path.cwd())
-    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        "local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-        logging_level="error",
-    )
-    base = model_of(run("base.yaml", args.out / "base", []))
-    found = [one(seed, base, args) for seed in args.seeds]
-    ray.shutdown()
+    with one_cluster():
+        base = model_of(run_once(CONFIGS / "base.yaml", args.out / "base", []))
+        found = [one(seed, base, args) for seed in args.seeds]
     print(f"\n{len(args.seeds)} seeds, {time.monotonic() - began:.0f} s\n")
     print(table(found))
     args.plot.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +57,11 @@ def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, 
     """What each arm came to: held-out accuracy, rows, and kept paths a problem."""
     out, own = args.out / str(seed), [f"seed={seed}", *args.set]
     start = [*own, f"model.path={base}"]
-    sft = run("sft.yaml", out / "sft", [*start, "eval.at_start=true"])
+    sft = run_once(CONFIGS / "sft.yaml", out / "sft", [*start, "eval.at_start=true"])
     sampling = [*own, f"model.path={model_of(sft)}", "algo.key=text", "algo.distance=null"]
-    sampled = read_questions(run("rft.yaml", out / "samples", sampling) / "rows.jsonl", text)
+    sampled = read_questions(
+        run_once(CONFIGS / "rft.yaml", out / "samples", sampling) / "rows.jsonl", text
+    )
     result = json.loads((sft / "result.json").read_text())
     results = {
         "base": {"accuracy": result["before/eval/reward/mean"], "rows": 0, "paths": 0},
@@ -85,7 +73,9 @@ def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, 
     for arm, questions in chosen.items():
         file = out / f"{arm.replace(' ', '_')}.jsonl"
         rows = write_questions(file, {q.id: q for q in questions})
-        trained = run("sft.yaml", out / file.stem, [*start, f"algo.rows={file.resolve()}"])
+        trained = run_once(
+            CONFIGS / "sft.yaml", out / file.stem, [*start, f"algo.rows={file.resolve()}"]
+        )
         accuracy = json.loads((trained / "result.json").read_text())["eval/reward/mean"]
         paths = statistics.fmean(len({marks(k.text) for k in q.kept}) for q in questions)
         new = statistics.fmean(
@@ -110,18 +100,6 @@ def same_path(question: Question, most: int) -> Question:
     [gold] = question.gold
     kept = [k for k in question.kept if marks(k.text) == marks(gold) and k.text != gold]
     return Question(question.id, question.prompt, question.gold, tuple(kept[:most]))
-
-
-def run(config: str, folder: Path, overrides: list[str]) -> Path:
-    if not (folder / "result.json").exists():
-        cfg = load_config(CONFIGS / config, overrides)
-        name_accelerator(cfg)
-        train(cfg, folder.resolve(), resume=False)
-    return folder
-
-
-def model_of(folder: Path) -> Path:
-    return max(folder.glob("checkpoints/step_*/model")).resolve()
 
 
 def table(found: list[dict[str, dict[str, float]]]) -> str:
