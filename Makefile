@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 # One thread: on few cores the spinning OpenMP threads of several processes starve each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help install quickstart test test-long check format benchmark clean
+.PHONY: help install quickstart test test-long check format benchmark compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,9 @@ format: install ## rewrite the sources as ruff wants them
 benchmark: install ## GRPO here against TRL on the same task
 	$(PY) -m pip install --quiet --disable-pip-version-check --retries 5 --no-deps -r locks/benchmark.txt
 	$(PY) benchmarks/grpo_vs_trl.py
+
+compare: install ## every method of configs/family on one task, side by side
+	OMP_NUM_THREADS=1 $(PY) benchmarks/compare_methods.py
 
 clean: ## caches and build output; keeps .venv and runs/
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

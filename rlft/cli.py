@@ -1,4 +1,5 @@
-"""The command line: `rlft run | check | report | eval | replay | reward test | list | schema | fetch`.
+"""The command line: `rlft run | check | report | compare | eval | replay | reward test | list | schema |
+fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 3 a guard stopped the run; 130 Ctrl-C, 143 SIGTERM.
@@ -122,6 +123,32 @@ def report(folder: RunFolder) -> None:
     print(write_report(folder.expanduser().resolve()))
 
 
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="run folders; A+B: what A spent is counted before B")
+    ],
+    metric: Annotated[
+        str | None, typer.Option(help="what is compared; default: held-out reward, if all have it")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the page with the curves")] = Path("compare.html"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="tables for a page of text")] = False,
+) -> None:
+    """Put runs of any method side by side, by tokens, seconds and answers scored."""
+    from rlft.record import compare as cmp
+
+    found = cmp.compare(runs, metric)
+    for rows in (cmp.totals(found), cmp.at_equal_cost(found)):
+        if markdown:
+            print(f"{cmp.markdown(rows)}\n")
+        else:
+            Console(emoji=False, markup=False).print(cmp.table(rows))
+    for warning in found.warnings:
+        print(f"note: {warning}")
+    cmp.write_page(found, out)
+    print(f"curves: {out}")
+
+
 @app.command("eval")
 def eval_(
     target: Annotated[
@@ -132,13 +159,13 @@ def eval_(
     samples: Annotated[int, typer.Option(help="answers to each held-out task")] = 8,
     k: Annotated[
         list[int] | None,
-        typer.Option("--k", help="of pass@k and maj@k; repeat it. Default: 1, 2, 4 ..."),
+        typer.Option("--k", help="of pass@k and so on; repeat it. Default: 1, 2, 4 ..."),
     ] = None,
     threshold: Annotated[float, typer.Option(help="an answer passes from this reward on")] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="one answer, the most likely")] = False,
     out: Annotated[Path | None, typer.Option(help="also write scores and answers as JSON")] = None,
 ) -> None:
-    """Sample answers to held-out tasks: mean reward, pass@k and maj@k."""
+    """Sample answers to held-out tasks: mean reward, pass@k, maj@k, distinct@k, length, entropy."""
     from rlft import evaluate as ev
 
     subject = ev.find_subject(target.expanduser(), overrides or ())
@@ -187,6 +214,9 @@ def list_() -> None:
         "loss",
         "correction",
         "transport",
+        "check",
+        "key",
+        "distance",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))

@@ -15,7 +15,7 @@ from rlft.config import Config
 from rlft.filters import drop_errors
 from rlft.record.metrics import StepRow
 from rlft.record.records import Records
-from rlft.record.summary import collected
+from rlft.record.summary import collected, drawn
 from rlft.scoring import Scoring
 from rlft.seeding import Key
 from rlft.types import Group, Guide, Task
@@ -56,7 +56,9 @@ class Collecting:
         not matter which engine drew it.
         """
         with self.row.timed("rollout"):
-            return self._collector.sample(tasks, n, key, greedy, max_tokens, guide)
+            groups = self._collector.sample(tasks, n, key, greedy, max_tokens, guide)
+        self._drew(drawn(groups))
+        return groups
 
     async def score(self, groups: Sequence[Group]) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
@@ -69,8 +71,10 @@ class Collecting:
         self._records.samples(groups, step, "train")
         self._scoring.stop_if_too_many_failed(groups, step)
         if self.cfg.rewards.on_error == "refill":
+            before = drawn(groups)
             with self.row.timed("refill"):
                 groups = self._scoring.refilled(groups, step)
+            self._drew(drawn(groups) - before)
         restarts = self.row.get("reward/restarts", 0) + self._scoring.restarts()
         self._scored.extend(groups)  # an algorithm may score several times in a step
         self.row.update({**collected(self._scored), "reward/restarts": restarts})
@@ -79,6 +83,9 @@ class Collecting:
     async def demos(self, tasks: Sequence[Task]) -> list[Group]:
         """Each task with its reference responses as members of origin `demo`, unscored."""
         return self._collector.demos(tasks, self.version)
+
+    def _drew(self, tokens: int) -> None:
+        self.row["tokens/sampled"] = self.row.get("tokens/sampled", 0) + tokens
 
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""

@@ -1,6 +1,7 @@
 """`rlft eval`: many sampled answers to held-out tasks, from the engine that a run samples with.
 
-Mean reward, pass@k and maj@k, the latter two without bias. An answer passes if its reward reaches the
+Mean reward, mean@n (the share that passes), entropy, length, and without bias pass@k, maj@k and
+distinct@k (how many different answers). An answer passes if its reward reaches the
 threshold. An answer whose reward failed is left out and counted; a task with fewer than `k` answers
 left is left out of that k, and counted too.
 """
@@ -17,18 +18,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from rlft.check import check_installation, check_plugins
 from rlft.cluster.fleet import start_fleet
 from rlft.cluster.placement import make_plan
 from rlft.cluster.session import name_accelerator, ray_session
-from rlft.cluster.waits import Waits
+from rlft.cluster.waits import Waits, fetch
 from rlft.collect import Collector
 from rlft.config import Config, load_config
 from rlft.errors import CheckpointError, ConfigError
 from rlft.policy.start import start_folder
 from rlft.policy.text import Text
 from rlft.record.checkpoint import newest_checkpoint
-from rlft.record.estimators import maj_at_k, pass_at_k
+from rlft.record.estimators import distinct_at_k, maj_at_k, pass_at_k
 from rlft.seeding import Key
 from rlft.types import Group, Task
 
@@ -44,8 +47,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came out. pass_at, maj_at: by k; left_out: tasks without enough answers, by k; answered:
-    whether the environment can read answers, which maj@k needs."""
+    """What came out. passed: the share of answers that pass; tokens, longest: mean and largest length;
+    entropy: nats a token, estimated from the sampled ones, None for greedy answers; pass_at, maj_at,
+    distinct_at: by k, of texts where the environment reads no answers; left_out: tasks without enough
+    answers, by k."""
 
     tasks: int
     samples: int
@@ -53,8 +58,12 @@ class Score:
     errors: int
     truncated: float
     tokens: float
+    longest: int
+    passed: float
+    entropy: float | None
     pass_at: Mapping[int, float]
     maj_at: Mapping[int, float]
+    distinct_at: Mapping[int, float]
     left_out: Mapping[int, int]
 
 
@@ -113,9 +122,9 @@ def evaluate(
     tasks = [held_out[i] for i in range(min(cfg.eval.max_tasks, len(held_out)))]
     with tempfile.TemporaryDirectory(prefix="rlft-eval-") as scratch:
         start = subject.model or start_folder(cfg, Path(scratch))
-        groups = _answers(cfg, start, tasks, samples, greedy, Path(scratch), say)
+        groups, entropy = _answers(cfg, start, tasks, samples, greedy, Path(scratch), say)
     answer = getattr(env, "answer", None)
-    return score(groups, ks=ks, threshold=threshold, answer=answer), groups
+    return score(groups, ks=ks, threshold=threshold, answer=answer, entropy=entropy), groups
 
 
 def _answers(
@@ -126,7 +135,8 @@ def _answers(
     greedy: bool,
     scratch: Path,
     say: Callable[[str], None],
-) -> list[Group]:
+) -> tuple[list[Group], float | None]:
+    """Scored answers, and the entropy of what they were drawn from."""
     with ray_session(cfg, say) as resources:
         waits = Waits(say, scratch / "stacks", cfg.deadlines.notice)
         waits.stage = "evaluation"
@@ -138,9 +148,18 @@ def _answers(
             collector = Collector(cfg, fleet, Text(start, cfg.sampler.stop))
             key = Key(cfg.seed).child("rlft eval")
             sampled = collector.sample(tasks, samples, key, greedy, cfg.eval.max_tokens)
-            return collector.outcomes(sampled)[0]
+            entropy = None if greedy else _entropy(sampled, cfg.deadlines.rollout)
+            return collector.outcomes(sampled)[0], entropy
         finally:
             fleet.close()
+
+
+def _entropy(groups: Sequence[Group], deadline_s: float) -> float:
+    """Mean of minus the log-prob of each sampled token: an estimate without bias of the mean entropy,
+    in nats, of the distributions they were drawn from (after temperature, top-p and top-k)."""
+    refs = list(dict.fromkeys(m.row.ref for g in groups for m in g.members))
+    rows = [row for held in fetch(refs, deadline_s, "rows of the answers") for row in held]
+    return -float(np.concatenate([row.sample_logp for row in rows]).mean())
 
 
 def score(
@@ -149,9 +168,10 @@ def score(
     ks: Sequence[int],
     threshold: float,
     answer: Callable[[str, Task], Any] | None,
+    entropy: float | None = None,
 ) -> Score:
-    """Mean reward, pass@k and maj@k of scored groups. answer: reads the answer of a completion, to
-    vote; without it there is no maj@k."""
+    """All figures of scored groups. answer: reads the answer of a completion, to vote; without it there
+    is no maj@k, and distinct@k counts texts."""
     members = [m for g in groups for m in g.members]
     rewards = [m.reward for m in members if m.reward is not None]
     passed = [[r >= threshold for r in g.rewards] for g in groups]
@@ -159,13 +179,16 @@ def score(
         [answer(m.text, g.task) for m in g.members if m.reward is not None] if answer else []
         for g in groups
     ]
-    pass_at, maj_at, left_out = {}, {}, {}
+    said = [[m.text.strip() for m in g.members if m.reward is not None] for g in groups]
+    pass_at, maj_at, distinct_at, left_out = {}, {}, {}, {}
     for k in sorted(set(ks)):
         enough = [i for i, ok in enumerate(passed) if len(ok) >= k]
         left_out[k] = len(groups) - len(enough)
         if not enough:
             continue
         pass_at[k] = fmean(pass_at_k(len(passed[i]), sum(passed[i]), k) for i in enough)
+        told = voted if answer else said
+        distinct_at[k] = fmean(distinct_at_k(told[i], k) for i in enough)
         if answer:
             maj_at[k] = fmean(maj_at_k(voted[i], passed[i], k) for i in enough)
     return Score(
@@ -175,8 +198,12 @@ def score(
         errors=len(members) - len(rewards),
         truncated=fmean(m.truncated for m in members),
         tokens=fmean(m.num_tokens for m in members),
+        longest=max(m.num_tokens for m in members),
+        passed=fmean(r >= threshold for r in rewards) if rewards else math.nan,
+        entropy=entropy,
         pass_at=pass_at,
         maj_at=maj_at,
+        distinct_at=distinct_at,
         left_out=left_out,
     )
 
@@ -190,19 +217,26 @@ def lines(result: Score, threshold: float) -> Iterable[str]:
     """The result for a person."""
     yield (
         f"{result.tasks} held-out tasks x {result.samples} samples: mean reward {result.mean:.4f}, "
-        f"{result.tokens:.1f} tokens an answer, {result.truncated:.1%} cut off"
+        f"mean@{result.samples} {result.passed:.4f}"
+    )
+    entropy = "" if result.entropy is None else f", entropy {result.entropy:.3f} nats a token"
+    yield (
+        f"{result.tokens:.1f} tokens an answer, at most {result.longest}, {result.truncated:.1%} cut off"
+        f"{entropy}"
     )
     if result.errors:
         yield f"{result.errors} rewards failed; their answers are left out"
     yield f"an answer passes with a reward of at least {threshold:g}"
     voted = bool(result.maj_at)
-    yield f"{'k':>6}{'pass@k':>10}" + (f"{'maj@k':>10}" if voted else "")
+    yield f"{'k':>6}{'pass@k':>10}" + (f"{'maj@k':>10}" if voted else "") + f"{'distinct@k':>12}"
     for k, value in result.pass_at.items():
         votes = f"{result.maj_at[k]:>10.4f}" if voted else ""
         short = f"  ({result.left_out[k]} tasks left out)" if result.left_out[k] else ""
-        yield f"{k:>6}{value:>10.4f}{votes}{short}"
+        yield f"{k:>6}{value:>10.4f}{votes}{result.distinct_at[k]:>12.3f}{short}"
     if not voted:
-        yield "no maj@k: the environment has no `answer(completion, task)` to vote by"
+        yield (
+            "no maj@k, and distinct@k counts texts: the environment has no `answer(completion, task)`"
+        )
 
 
 def write_result(path: Path, subject: Subject, result: Score, groups: Sequence[Group]) -> None:

@@ -37,6 +37,9 @@ _HOMES = {
     "preference": "rlft.losses.preference",
     "reward": "rlft.rewards.builtin",
     "transport": "rlft.weights.transports",
+    "check": "rlft.paths.checks",
+    "key": "rlft.paths.keys",
+    "distance": "rlft.paths.distances",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 

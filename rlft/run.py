@@ -112,6 +112,8 @@ class Run:
         self.state = self.algo.next_state(self.state, reports[0].metrics)
         self._row.update(reports[0].metrics)
         self._row["rows"] = len(members)
+        trained = epochs * sum(m.num_tokens for m in members)
+        self._row["tokens/trained"] = self._row.get("tokens/trained", 0) + trained
         traces = [trace for report in reports for trace in report.traces]
         self.records.tokens(list(token_rows(self.step + 1, traces, members, self._text)))
         self._stop_if_nonfinite(reports, members, len(job.updates))
@@ -178,6 +180,7 @@ class Run:
         members, _ = members_of(groups)
         row: dict[str, Any] = {"step": self.step, "version": self.version}
         row["tokens/prompt"] = row["tokens/completion"] = 0
+        row["tokens/sampled"] = row["tokens/trained"] = row["reward/calls"] = 0
         for phase in ("step", "rollout", "reward", "learn", "publish"):
             row[f"time/{phase}_s"] = 0.0
         row["time/step_s"] = seconds

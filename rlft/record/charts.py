@@ -23,7 +23,7 @@ _SMOOTH_FROM = 80
 """Curves with more points get a running mean over a twentieth of them."""
 
 _MARKED_TO = 40
-_COLOURS = ("#1f6feb", "#d9730d", "#1a7f5a", "#a3378f", "#8a6d00", "#c0392b", "#3f4f8c", "#5b6770")
+COLOURS = ("#1f6feb", "#d9730d", "#1a7f5a", "#a3378f", "#8a6d00", "#c0392b", "#3f4f8c", "#5b6770")
 _PHASES = ("rollout", "reward", "learn", "publish")
 _NOT_DRAWN = {"step", "version", "rows", "reward/std", "time/eval_s"}
 """Not curves of their own: `reward/std` is the band around the mean."""
@@ -116,7 +116,7 @@ def _prefix(name: str) -> str:
 def _drawn(family: _Family, names: Sequence[str], rows: Sequence[Row]) -> Chart:
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(names):
-        traces += _curve(name, rows, _COLOURS[index % len(_COLOURS)], smooth=name != "lr")
+        traces += _curve(name, rows, COLOURS[index % len(COLOURS)], smooth=name != "lr")
     axis: dict[str, Any] = {}
     values = [y for t in traces for y in t["y"]]
     low, high = min(values), max(values)
@@ -190,7 +190,7 @@ def _time(rows: Sequence[Row]) -> list[Chart]:
     stacked, total = [], sum(map(sum, seconds.values()))
     for index, (phase, values) in enumerate(seconds.items()):
         xs, ys = binned(steps, values, 300)
-        colour = "#c5ccd3" if phase == "the rest" else _COLOURS[index]
+        colour = "#c5ccd3" if phase == "the rest" else COLOURS[index]
         look = {"type": "bar", "marker": {"color": colour}, "hovertemplate": "%{y:.3g} s"}
         stacked.append({"x": xs, "y": ys, "name": phase, **look})
     note = ", ".join(f"{p} {sum(v) / max(total, 1e-9):.0%}" for p, v in seconds.items())

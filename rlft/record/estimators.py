@@ -1,6 +1,6 @@
-"""pass@k and maj@k from n samples, without bias. Pure.
+"""pass@k, maj@k and distinct@k from n samples, without bias. Pure.
 
-Both are expectations over a random subset of `k` of the `n` samples, computed exactly, not drawn: so
+All are expectations over a random subset of `k` of the `n` samples, computed exactly, not drawn: so
 they have no noise of their own, and less variance than the score of `k` samples alone.
 """
 
@@ -42,6 +42,15 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int
         wins = _ways_to_win(votes[answer], others, silent, k)
         chance += Fraction(passed[answer], votes[answer]) * wins
     return float(chance / comb(len(answers), k))
+
+
+def distinct_at_k(answers: Sequence[Hashable | None], k: int) -> float:
+    """How many different answers `k` samples hold on average, drawn without putting back; None is no
+    answer. Raises ValueError unless `1 <= k <= n`."""
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"needs 1 <= k <= {len(answers)} samples, got {k=}")
+    counts = Counter(a for a in answers if a is not None).values()
+    return sum(pass_at_k(len(answers), count, k) for count in counts)
 
 
 def _ways_to_win(mine: int, others: Sequence[int], silent: int, k: int) -> Fraction:

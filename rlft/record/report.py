@@ -12,7 +12,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -90,30 +90,39 @@ def read_run(folder: Path) -> RunFiles:
 
 def page(run: RunFiles) -> str:
     """The whole page."""
+    parts = {part for s in run.samples for part in s["parts"]}
+    drawn = charts(run.metrics, run.evals, parts)
+    after = [
+        "<h2>Completions</h2>" if run.samples else "",
+        *samples_html(run.samples, run.tokens),
+        *_details(run),
+    ]
+    head = [*_head(run), *_alerts(run.alerts)]
+    return html_page(str(run.config["name"]), head, drawn, after)
+
+
+def html_page(
+    title: str, body: Iterable[str], drawn: Sequence[Chart], after: Iterable[str] = ()
+) -> str:
+    """A page of its own: HTML before and after the charts; title: text, not HTML."""
     plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
     here = files("rlft.record")
     css = (here / "report.css").read_text("utf-8")
     script = (here / "report.js").read_text("utf-8")
-    parts = {part for s in run.samples for part in s["parts"]}
-    drawn = charts(run.metrics, run.evals, parts)
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
         f"script-src {_allowed(plotly)} {_allowed(script)}; base-uri 'none'; form-action 'none'"
     )
     data = json.dumps([{"traces": c.traces, "layout": c.layout} for c in drawn])
-    name = escape(str(run.config["name"]))
     return "".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{name}</title><style>{css}</style></head><body><main>",
-            *_head(run),
-            *_alerts(run.alerts),
+            f"<title>{escape(title)}</title><style>{css}</style></head><body><main>",
+            *body,
             *_charts(drawn),
-            "<h2>Completions</h2>" if run.samples else "",
-            *samples_html(run.samples, run.tokens),
-            *_details(run),
+            *after,
             "</main>",
             # `<` would let a text of the data end the element.
             f'<script type="application/json" id="charts">{data.replace("<", _LESS)}</script>',

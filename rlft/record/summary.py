@@ -37,6 +37,7 @@ def collected(groups: Sequence[Group]) -> dict[str, float]:
     sampled = tokens + sum(m.num_tokens - m.given_tokens for m in members if m.origin == "mixed")
     out = {
         **reward_summary(own),
+        "reward/calls": sum(m.outcome is not None for m in members),
         "groups": len(groups),
         "groups/flat": sum(len(set(g.rewards)) <= 1 for g in groups) / max(1, len(groups)),
         "groups/short": sum(len(g.members) > 1 >= len(g.rewards) for g in groups),
@@ -50,6 +51,11 @@ def collected(groups: Sequence[Group]) -> dict[str, float]:
     if given:
         out["reward/given_mean"] = float(np.mean(given))
     return out
+
+
+def drawn(groups: Sequence[Group]) -> int:
+    """Tokens that engines sampled for the members; what was given to them is not counted."""
+    return sum(m.num_tokens - m.given_tokens for g in groups for m in g.members)
 
 
 def latency(members: Sequence[Trajectory], percentile: float) -> float:

@@ -30,6 +30,9 @@ NEEDED = {
 }
 """Keys without which an environment cannot be made here."""
 
+LEARNING = {"rft": {"online": True}}
+"""Keys without which an algorithm does not train, here."""
+
 JUNK = ("", " ", "\x00", "🙂" * 50, "9**9**9", "((((" * 500, "1/0", "answer: " + "9" * 5000, "####")
 
 
@@ -83,7 +86,8 @@ def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", registry.short_names("algo"))
 def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
-    run(tmp_path / "run", tiny_model, steps=2, algo={"name": name}, **ALGO_NEEDS.get(name, {}))
+    algo = {"name": name, **LEARNING.get(name, {})}
+    run(tmp_path / "run", tiny_model, steps=2, algo=algo, **ALGO_NEEDS.get(name, {}))
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["version"] == 2
@@ -94,7 +98,7 @@ def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
     "kind",
     [
         *("algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"),
-        "preference",
+        *("preference", "check", "key", "distance"),
     ],
 )
 def test_everything_says_what_it_is(kind):

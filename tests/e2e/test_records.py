@@ -101,6 +101,10 @@ def test_evaluation_counts_what_it_sampled(folder):
     assert result.pass_at[1] == pytest.approx(sum(map(sum, passed)) / 12)
     assert result.pass_at[3] == pytest.approx(sum(map(any, passed)) / 4)
     assert result.maj_at.keys() == {1, 3}
+    assert result.passed == pytest.approx(result.pass_at[1])
+    assert 1 == result.distinct_at[1] <= result.distinct_at[3] <= 3
+    assert 0 < result.entropy < 3.5  # the model is untrained, of a few dozen tokens
+    assert result.longest >= result.tokens
     again, _ = evaluate(subject, **keys)
     assert again == result, "seeded"
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from rlft.record.estimators import maj_at_k, pass_at_k
+from rlft.record.estimators import distinct_at_k, maj_at_k, pass_at_k
 
 
 @pytest.mark.parametrize("num", range(1, 8))
@@ -58,3 +58,17 @@ def test_what_cannot_be_drawn_is_refused(num, correct, k):
 
 def test_large_numbers_neither_overflow_nor_round():
     assert pass_at_k(10_000, 1, 5_000) == 0.5
+
+
+def test_distinct_at_k_is_the_mean_count_over_all_subsets():
+    rng = random.Random(0)
+    for _ in range(60):
+        num = rng.randrange(1, 8)
+        answers = [rng.choice(["a", "b", "c", None]) for _ in range(num)]
+        for k in range(1, num + 1):
+            subsets = itertools.combinations(answers, k)
+            expected = fmean(len(set(s) - {None}) for s in subsets)
+            assert distinct_at_k(answers, k) == pytest.approx(expected)
+    assert distinct_at_k([None, None], 2) == 0
+    with pytest.raises(ValueError, match="needs 1 <= k <= 2"):
+        distinct_at_k(["a", "b"], 3)

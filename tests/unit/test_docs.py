@@ -233,7 +233,12 @@ def test_commands_name_configurations_that_parse(in_root):
 
 # -- metrics -------------------------------------------------------------------------------------
 
-SOURCES = ("rlft/run.py", "rlft/record/summary.py", "rlft/learning/fit.py")
+SOURCES = (
+    "rlft/run.py",
+    "rlft/collecting.py",
+    "rlft/record/summary.py",
+    "rlft/learning/fit.py",
+)
 LOSSES = (
     *("rlft/losses/surrogate.py", "rlft/losses/corrected.py", "rlft/losses/sapo.py"),
     *("rlft/losses/critic.py", "rlft/learning/appraisal.py"),

@@ -1,0 +1,47 @@
+"""Several runs in one process and on one private cluster: saves each of them the start of Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from rlft.cluster.session import name_accelerator
+from rlft.config import load_config
+from rlft.train import train
+
+
+@contextmanager
+def one_cluster() -> Iterator[None]:
+    """A private cluster that the runs inside join."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(
+        "local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        logging_level="error",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_once(config: Path, folder: Path, overrides: Sequence[str]) -> Path:
+    """Runs it in `folder`, unless it was finished there before; returns the folder."""
+    if not (folder / "result.json").exists():
+        cfg = load_config(config, overrides)
+        name_accelerator(cfg)
+        train(cfg, folder.resolve(), again=folder.exists())
+    return folder
+
+
+def model_of(folder: Path) -> Path:
+    """The model of a run's newest checkpoint."""
+    return max(folder.glob("checkpoints/step_*/model")).resolve()

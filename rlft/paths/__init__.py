@@ -1,0 +1,1 @@
+"""Solution paths in text: which are right, which are the same, how far two are apart."""
