@@ -61,7 +61,7 @@ def test_swapping_chosen_and_rejected_negates_the_margin():
 
 def test_bradley_terry_asks_for_a_margin_by_strength():
     score = torch.tensor([0.0, 1.0, 0.5, 1.0], requires_grad=True)
-    out = PolicyOut(torch.zeros(4, 3), torch.zeros(4, 3), score)
+    out = PolicyOut(torch.zeros(4, 3), torch.zeros(4, 3), score=score)
     strong = [-3.0, 1.0, 3.0, -1.0]  # unit 4 three times as strong as unit 2
     loss, found = BradleyTerry(margin=0.5)(out, batch(MASK, strong, UNIT, REF))
     expected = {4: math.log1p(math.exp(-(0.5 - 1.5))), 2: math.log1p(math.exp(-(0.0 - 0.5)))}

@@ -97,7 +97,8 @@ def gradient(fn: Any, logp_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def rows_of(batch: Batch, rows: Any) -> Batch:
     fields = dataclasses.fields(batch)
-    return Batch(**{f.name: getattr(batch, f.name)[rows] for f in fields})
+    given = {f.name: x for f in fields if (x := getattr(batch, f.name)) is not None}
+    return Batch(**{name: x[rows] for name, x in given.items()})
 
 
 # -- masks and padding
@@ -137,7 +138,7 @@ def test_padding_does_not_change_the_loss(fn: Any, kind: Any) -> None:
     wide = {
         f.name: pad(x, (0, 3), value=0 if x.dtype == torch.bool else NAN) if x.ndim == 2 else x
         for f in dataclasses.fields(batch)
-        for x in [getattr(batch, f.name)]
+        if (x := getattr(batch, f.name)) is not None
     }
     wide_out = PolicyOut(pad(out.logp, (0, 3)), pad(out.entropy, (0, 3)))
 
