@@ -1,9 +1,9 @@
 """Four digits to be combined into a number: a task with several right strategies, for `poly_epo_passk.py`.
 
-The prompt is `3479=25:`, a right answer `4*7-9/3`-like: an expression of exactly these digits, in any
-order, with + - * between them (no parentheses, products first) that equals 25. Which operators are
-used is the *strategy*: `4*7-3` and `7*4-3` follow the same one. A task has at least `strategies` right
-ones. Problems are enumerated, not drawn, so every right answer is known.
+The prompt is `4579=25:`; `4+5+7+9` is a right answer: an expression of exactly
+these digits, in any order, with + - * between them (no parentheses, products first) that equals 25.
+Which operators are used is the *strategy*: `4*7-3` and `7*4-3` follow the same one. A task has at least
+`strategies` right ones. Problems are enumerated, not drawn, so every right answer is known.
 """
 
 from __future__ import annotations

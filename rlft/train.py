@@ -24,7 +24,7 @@ from rlft.cluster.session import name_accelerator, private_resources, ray_sessio
 from rlft.cluster.waits import Waits
 from rlft.config import Config, load_config
 from rlft.errors import ActorDied, ActorFailed, ConfigError, DeadlineExceeded
-from rlft.policy.start import start_folder
+from rlft.policy.start import folder_of, start_folder
 from rlft.record.checkpoint import Position, newest_checkpoint, resumable
 from rlft.record.console import Console
 from rlft.record.folder import forget_records, locked, open_folder, refuse_second
@@ -53,6 +53,7 @@ def train(
     for warning in plugin_warnings(cfg):
         console.say(warning)
     check_installation(cfg)
+    _critic(algo)
     tasks, held_out = check_tasks(cfg, env)
     if cfg.warm_start:
         check_plugins(load_config(cfg.warm_start))
@@ -78,6 +79,11 @@ def train(
                 console.say(line)
             attempt = _Attempt(cfg, algo, tasks, held_out, folder, start, plan, console)
             return _until_done(attempt, position, restarts=int(again))
+
+
+def _critic(algo: Algo) -> str | None:
+    """The folder that a critic starts from, if not the policy's. Raises ConfigError: there is none."""
+    return None if algo.critic is None else str(folder_of(algo.critic, "algo.critic"))
 
 
 def _position(cfg: Config, folder: Path, resume: bool, again: bool) -> Position | None:
@@ -108,7 +114,7 @@ class _Attempt:
     def fleet(self) -> Fleet:
         """Starts the actors, and says how long it took."""
         waits = Waits(self.console.say, self.folder / "stacks", self.cfg.deadlines.notice)
-        needs, critic = self.algo.needs, self.algo.critic
+        needs, critic = self.algo.needs, _critic(self.algo)
         began = time.monotonic()
         say = self.console.say
         fleet = start_fleet(self.cfg, self.plan, waits, self.start, needs, say, critic)

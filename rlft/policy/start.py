@@ -19,10 +19,16 @@ def start_folder(cfg: Config, run_folder: Path) -> Path:
     if cfg.model.build is not None:
         return _built(cfg, run_folder / "start")
     assert cfg.model.path is not None
-    folder = Path(cfg.model.path).expanduser()
+    return folder_of(cfg.model.path, "model.path")
+
+
+def folder_of(path: str, key: str) -> Path:
+    """The local Hugging Face folder at `path`, or of the hub's model of that name, downloaded through
+    the usual cache. Raises ConfigError naming `key` when there is neither."""
+    folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path {str(folder)!r} is a folder without a config.json")
+            raise ConfigError(f"{key} {str(folder)!r} is a folder without a config.json")
         return folder.resolve()
     import logging
 
@@ -33,12 +39,10 @@ def start_folder(cfg: Config, run_folder: Path) -> Path:
     )  # its retries; we say it in one line
 
     try:
-        return Path(
-            snapshot_download(cfg.model.path, ignore_patterns=["*.gguf", "*.pth", "onnx/*"])
-        )
+        return Path(snapshot_download(path, ignore_patterns=["*.gguf", "*.pth", "onnx/*"]))
     except Exception as error:
         raise ConfigError(
-            f"model.path {cfg.model.path!r}: not a folder here, and the hub did not give it "
+            f"{key} {path!r}: not a folder here, and the hub did not give it "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). "
             f"`rlft fetch smollm2-135m` fetches a small model without the hub."
         ) from error

@@ -97,6 +97,14 @@ def test_a_wrong_key_of_ppo_is_refused(keys, match):
         registry.build("algo", {"name": "ppo", **keys})
 
 
+def test_a_critic_that_is_not_there_is_an_error_before_anything_starts(tmp_path, tiny_model):
+    (tmp_path / "empty").mkdir()
+    algo = {**PPO_KEYS, "critic": str(tmp_path / "empty")}
+    with pytest.raises(ConfigError, match=r"algo\.critic .*without a config\.json"):
+        run(tmp_path / "run", tiny_model, algo=algo)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_penalty_in_the_reward_asks_for_the_reference():
     assert PPO().needs == {"value"}
     assert PPO(kl_reward=0.1).needs == {"value", "ref_logp"}
