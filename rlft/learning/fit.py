@@ -78,6 +78,7 @@ class _Micro:
     inputs: Inputs
     old_logp: torch.Tensor | None = None
     ref_logp: torch.Tensor | None = None
+    kl_point: torch.Tensor | None = None
 
 
 def run_fit(
@@ -100,7 +101,9 @@ def run_fit(
     done = 0
     for index, micros in enumerate(plan):
         denom = _global_denominator(micros, job, learner)
+        point = _kl_point(learner, job, micros)
         for micro in micros:
+            micro.kl_point = point
             fresh = index < job.first_epoch
             guilty, logp = _accumulate(learner, job, micro, denom, sums if fresh else _Sums(), sums)
             nonfinite |= guilty
@@ -172,6 +175,25 @@ def _global_denominator(micros: list[_Micro], job: FitJob, learner: Learner) -> 
     return max(float(total), 1.0)
 
 
+def _kl_point(learner: Learner, job: FitJob, micros: list[_Micro]) -> torch.Tensor | None:
+    """What `Batch.kl_point` is, if a term needs it: by the policy as it is before this update, over all
+    ranks, so that it does not depend on how rows were split. A collective."""
+    if not any("kl_point" in term.needs for term in job.terms):
+        return None
+    total = torch.zeros(2, dtype=torch.float64, device=learner.device)
+    for micro in micros:
+        with torch.no_grad():
+            logp = _forward(learner, micro.inputs, job.temperature).logp
+        assert micro.ref_logp is not None  # who needs the one needs the other
+        zero = [bool(job.adv[row] == 0) for row in micro.rows] or [False]
+        there_B = torch.tensor(zero, device=learner.device)
+        counted = micro.inputs.mask & there_B[:, None]
+        total[0] += (logp - micro.ref_logp)[counted].sum()
+        total[1] += there_B.sum()
+    dist.all_reduce(total)
+    return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
+
+
 def _accumulate(
     learner: Learner, job: FitJob, micro: _Micro, denom: float, mismatch_sums: _Sums, sums: _Sums
 ) -> tuple[set[int], torch.Tensor]:
@@ -228,6 +250,7 @@ def _batch(job: FitJob, micro: _Micro, out: PolicyOut) -> Batch:
         on_policy=on_policy,
         ref_logp=micro.ref_logp,
         unit=unit,
+        kl_point=micro.kl_point,
     )
 
 
