@@ -197,8 +197,8 @@ def replay(
 
 @app.command("list")
 def list_() -> None:
-    """Show the short names of algorithms, environments, engines, losses, corrections, advantages and
-    rewards."""
+    """Show the short names of algorithms, environments, engines, losses (of pairs: preference),
+    corrections, advantages and rewards."""
     from rich.table import Table
 
     from rlft import registry
@@ -212,6 +212,7 @@ def list_() -> None:
         "advantage",
         "stabiliser",
         "loss",
+        "preference",
         "correction",
         "transport",
         "check",

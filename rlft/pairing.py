@@ -1,6 +1,7 @@
 """Pairs of responses: which is chosen, which rejected, and which pairs say nothing. Pure.
 
-A pair is a group of two members, the chosen one first; its advantages are `+strength, -strength`.
+A pair is a group whose first member is the chosen response and whose second is the rejected one; their
+advantages are `+strength, -strength`, and 0 of any other member.
 """
 
 from __future__ import annotations
@@ -32,6 +33,23 @@ def as_pairs(tasks: Sequence[Task]) -> list[Task]:
     return made
 
 
+def with_unrelated(pairs: Sequence[Task]) -> list[Task]:
+    """The pairs with a third demonstration each: the chosen response to the next one's prompt.
+
+    Raises DataError: a single pair, whose next one is itself.
+    """
+    if len(pairs) < 2:
+        raise DataError(
+            "the reference point of KTO compares responses with other prompts, and the step has one pair; "
+            "set tasks_per_step to at least 2"
+        )
+    after = [*pairs[1:], pairs[0]]
+    return [
+        dataclasses.replace(task, demos=(*task.demos, other.demos[0]))
+        for task, other in zip(pairs, after, strict=True)
+    ]
+
+
 def best_and_worst(groups: Iterable[Group]) -> list[Group]:
     """Of each group the members with the highest and the lowest reward, the first of equals.
 
@@ -53,7 +71,7 @@ def comparable(groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
     text that does not fit and lost its end (`pairs/too_long`)."""
     kept, equal, cut = [], 0, 0
     for group in groups:
-        chosen, rejected = group.members
+        chosen, rejected, *_ = group.members
         if chosen.text == rejected.text:
             equal += 1
         elif any(m.truncated and m.origin == "demo" for m in group.members):
@@ -64,8 +82,8 @@ def comparable(groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
 
 
 def strengths(groups: Sequence[Group]) -> torch.Tensor:
-    """The advantages `+strength, -strength` of each pair in order, `[2 P]`: the number `margin` in the
-    task's info, else 1.
+    """The advantages of all members in order, `+strength, -strength` and zeros of each pair: the number
+    `margin` in the task's info, else 1.
 
     Raises DataError: a margin that is not above 0 (a pair that says nothing, or the other way round).
     """
@@ -77,5 +95,6 @@ def strengths(groups: Sequence[Group]) -> torch.Tensor:
                 f"task {group.task.id!r}: its margin is {strength!r}; expected a number above 0, how much "
                 f"better the chosen response is"
             )
-        made += [float(strength), -float(strength)]
+        others = len(group.members) - 2
+        made += [float(strength), -float(strength), *[0.0] * others]
     return torch.tensor(made)

@@ -216,7 +216,9 @@ class Batch:
     learner's at the start of `fit`; ref_logp: the reference policy's, if a term needs it;
     on_policy: bool `[B]`, True for rows with origin `policy`; ret, old_value: a critic's target, and
     what it said at the start of `fit`, if there is a critic; unit: int64 `[B]`, the group of rows that
-    were asked to stay together, -1 for a row of padding. The learner divides the weighted sum of what a
+    were asked to stay together, -1 for a row of padding; kl_point: one number, at least 0, the mean log
+    ratio of policy to reference over the rows of advantage 0 of the whole update, nats a response, if a
+    term needs it. The learner divides the weighted sum of what a
     loss returns by one global denominator.
     """
 
@@ -230,6 +232,7 @@ class Batch:
     ret: torch.Tensor | None = None
     old_value: torch.Tensor | None = None
     unit: torch.Tensor | None = None
+    kl_point: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Micro:
     inputs: Inputs
     old_logp: torch.Tensor | None = None
     ref_logp: torch.Tensor | None = None
+    kl_point: torch.Tensor | None = None
     adv: torch.Tensor | None = None
     ret: torch.Tensor | None = None
     old_value: torch.Tensor | None = None

@@ -112,7 +112,9 @@ def run_fit(
     skipped, critic_skipped, done, total = 0, 0, 0, sum(len(micros) for micros in plan)
     for index, micros in enumerate(plan):
         denom = _global_denominator(micros, job, learner)
+        point = _kl_point(learner, job, micros)
         for micro in micros:
+            micro.kl_point = point
             fresh = index < job.first_epoch
             if not job.critic_only:
                 first = sums if fresh else _Sums()
@@ -194,6 +196,25 @@ def _global_denominator(micros: list[Micro], job: FitJob, learner: Learner) -> f
     total = torch.tensor([float(local)], dtype=torch.float64, device=learner.device)
     dist.all_reduce(total)
     return max(float(total), 1.0)
+
+
+def _kl_point(learner: Learner, job: FitJob, micros: list[Micro]) -> torch.Tensor | None:
+    """What `Batch.kl_point` is, if a term needs it: by the policy as it is before this update, over all
+    ranks, so that it does not depend on how rows were split. A collective."""
+    if not any("kl_point" in term.needs for term in job.terms):
+        return None
+    total = torch.zeros(2, dtype=torch.float64, device=learner.device)
+    for micro in micros:
+        with torch.no_grad():
+            logp = _forward(learner, micro.inputs, job.temperature).logp
+        assert micro.ref_logp is not None  # who needs the one needs the other
+        zero = [bool(job.adv[row] == 0) for row in micro.rows] or [False]
+        there_B = torch.tensor(zero, device=learner.device)
+        counted = micro.inputs.mask & there_B[:, None]
+        total[0] += (logp - micro.ref_logp)[counted].sum()
+        total[1] += there_B.sum()
+    dist.all_reduce(total)
+    return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
 
 
 def _accumulate(
@@ -282,6 +303,7 @@ def _batch(job: FitJob, micro: Micro, logp_BT: torch.Tensor) -> Batch:
         ret=micro.ret,
         old_value=micro.old_value,
         unit=unit,
+        kl_point=micro.kl_point,
     )
 
 

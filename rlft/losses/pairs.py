@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from rlft.errors import ConfigError
 from rlft.losses.aggregate import Aggregation, masked
-from rlft.losses.preference import dpo, summed_logp
+from rlft.losses.preference import dpo, kto, summed_logp
 from rlft.types import Batch, PolicyOut
 
 
@@ -76,6 +76,40 @@ class BradleyTerry:
         value_P = -logsigmoid(out.score[chosen_P] - out.score[rejected_P] - asked_P)
         found = _compared(out.score.detach(), chosen_P, rejected_P, batch.mask)
         return _on_both(value_P, chosen_P, rejected_P, len(batch.mask)), found
+
+
+@dataclass(frozen=True, slots=True)
+class Desirability:
+    """KTO on the rows of a pair, one by one: `w (1 - sigmoid(+-beta (log ratio - kl_point)))`, `[B]`.
+
+    A unit has a third row of advantage 0, a response to another prompt: it is not learnt from, and the
+    log ratios of these rows are the reference point (arXiv 2402.01306, section 4.1). desirable,
+    undesirable: the weights. Diagnostics as of `PairLoss`, and the point.
+    """
+
+    beta: float = 0.1
+    desirable: float = 1.0
+    undesirable: float = 1.0
+    needs: ClassVar[tuple[str, ...]] = ("ref_logp", "kl_point")
+    aggregate: ClassVar[Aggregation] = "sequence"
+
+    def __call__(
+        self, out: PolicyOut, batch: Batch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert batch.ref_logp is not None  # `needs` says so
+        assert batch.kl_point is not None
+        chosen_P, rejected_P = pairs_of(batch)
+        logp_B = summed_logp(out.logp, batch.mask)
+        ref_B = summed_logp(batch.ref_logp, batch.mask).detach()
+        weights = {"weight_desirable": self.desirable, "weight_undesirable": self.undesirable}
+        sign_B = batch.adv[:, 0]
+        value_B = kto(logp_B, ref_B, sign_B > 0, batch.kl_point, beta=self.beta, **weights)
+        # A third of the rows has no loss, and counts in the mean over rows.
+        value_B = torch.where(sign_B == 0, 0.0, 1.5 * value_B)
+        found = _compared(self.beta * (logp_B.detach() - ref_B), chosen_P, rejected_P, batch.mask)
+        point_P = batch.kl_point.expand(len(chosen_P))
+        found["pairs/kl_point"] = _once(point_P, chosen_P, batch.mask)
+        return value_B, found
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,14 @@ def pair_gradient(model_folder, c):
         return (logp - reference(row)).sum(), logp.mean()
 
     total = 0.0
+    if c["terms"] == "kto":  # 4 pairs (i, i + 4), and 4 unrelated responses for the reference point
+        point = sum(float(said(rows[i])[0].detach()) for i in range(8, 12)) / 4
+        assert point > 0.1, "the case does not clamp"
+        for i in range(4):
+            good, bad = said(rows[i])[0] - point, said(rows[i + 4])[0] - point
+            total = total + torch.sigmoid(-0.5 * good) + 2.0 * torch.sigmoid(0.5 * bad)
+        (total / 8).backward()
+        return {n: p.grad for n, p in model.named_parameters() if n != "lm_head.weight"}
     for i in range(6):
         (chosen, likely), (rejected, _) = said(rows[i]), said(rows[i + 6])
         h = chosen - rejected
@@ -165,7 +173,7 @@ def pair_gradient(model_folder, c):
 
 def plain_gradient(model_folder, c):
     """The gradient of one big batch in plain torch, float64, from the formulas."""
-    if c["terms"] in ("dpo", "ipo", "bradley_terry"):
+    if c["terms"] in ("dpo", "ipo", "kto", "bradley_terry"):
         return pair_gradient(model_folder, c)
     model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
     rows = rows_of(c["seed"], c["rows"], 64)

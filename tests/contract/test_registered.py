@@ -37,7 +37,7 @@ JUNK = ("", " ", "\x00", "🙂" * 50, "9**9**9", "((((" * 500, "1/0", "answer: "
 
 
 PAIRS = {"env": {"name": "preferences", "chat": False, **NEEDED["preferences"]}}
-ALGO_NEEDS = {"dpo": PAIRS, "reward_model": {**PAIRS, "sampler__num": 0}}
+ALGO_NEEDS = {"dpo": PAIRS, "kto": PAIRS, "reward_model": {**PAIRS, "sampler__num": 0}}
 """What an algorithm needs besides the tasks and settings of the others."""
 
 

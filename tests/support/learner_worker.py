@@ -20,7 +20,7 @@ from rlft.learning.learner import Learner
 from rlft.losses import GSPO, ClippedSurrogate, KLToReference, NegativeLogLikelihood
 from rlft.losses.corrected import Corrected
 from rlft.losses.critic import ValueLoss
-from rlft.losses.pairs import BradleyTerry, ChosenLikelihood, PairLoss
+from rlft.losses.pairs import BradleyTerry, ChosenLikelihood, Desirability, PairLoss
 from rlft.losses.preference import dpo, ipo
 from rlft.policy.lm import load_lm
 from rlft.policy.reward_model import load_reward_model
@@ -34,6 +34,7 @@ TERMS = {
     "poison": lambda: (Term("poison", Poison()),),
     "dpo": lambda: (Term("pairs", PairLoss(dpo, 0.5)), Term("sft", ChosenLikelihood(), 0.1)),
     "ipo": lambda: (Term("pairs", PairLoss(ipo, 0.5)),),
+    "kto": lambda: (Term("kto", Desirability(0.5, undesirable=2.0)),),
     "bradley_terry": lambda: (Term("pairs", BradleyTerry(margin=0.3)),),
     "kl": lambda: (Term("policy", Corrected(ClippedSurrogate())), Term("kl", KLToReference(), 0.1)),
     "critic": lambda: (
@@ -118,7 +119,7 @@ def run_case(case: dict, rank: int, world: int) -> dict:
     }
     cfg = parse_config(tree, "case")
     recompute = case.get("gradient_checkpointing", False)
-    pairs = case["terms"] in ("dpo", "ipo", "bradley_terry")
+    pairs = case["terms"] in ("dpo", "ipo", "kto", "bradley_terry")
     if case["terms"] == "bradley_terry":
         policy = load_reward_model(case["model"], cfg.model, pad_id=0, seed=0)
     else:
@@ -131,12 +132,13 @@ def run_case(case: dict, rank: int, world: int) -> dict:
     critic_before = critic_tensors(critic)
     rows = rows_of(case["seed"], case["rows"], 64)
     # The two rows of a pair lie far apart: nothing but `unit` brings them together.
-    unit = [i % (len(rows) // 2) for i in range(len(rows))] if pairs else None
+    count = len(rows) // (3 if case["terms"] == "kto" else 2)
+    unit = [i % count for i in range(len(rows))] if pairs else None
     updates = plan([len(r.ids) for r in rows], world=world, budget=case["budget"], unit=unit)
     adv = np.linspace(-1, 1, len(rows)).astype(np.float32)
     if pairs:
-        half = np.arange(1, len(rows) // 2 + 1, dtype=np.float32)
-        adv = np.concatenate([half, -half])
+        half = np.arange(1, count + 1, dtype=np.float32)
+        adv = np.concatenate([half, -half, np.zeros(len(rows) - 2 * count, np.float32)])
     if case["terms"] == "poison":
         adv[0] = 99.0
     terms = TERMS[case["terms"]]()
@@ -156,7 +158,7 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         critic_lr=case.get("lr", 1.0),
     )
     reference = None
-    if case["terms"] in ("kl", "critic", "dpo", "ipo"):
+    if case["terms"] in ("kl", "critic", "dpo", "ipo", "kto"):
 
         def reference(inputs, temperature):
             return -3.0 - 0.01 * inputs.position

@@ -6,7 +6,7 @@ import pytest
 
 from envs.preferences import Preferences
 from rlft.errors import ConfigError, DataError
-from rlft.pairing import as_pairs, best_and_worst, comparable, strengths
+from rlft.pairing import as_pairs, best_and_worst, comparable, strengths, with_unrelated
 from rlft.types import Group, Outcome, RowRef, Task, Trajectory
 
 ROW = {"prompt": "2+3=", "chosen": "5", "rejected": "6"}
@@ -105,6 +105,15 @@ def test_equal_and_cut_pairs_are_left_out_and_counted():
     kept, left_out = comparable(groups)
     assert texts(kept) == [["a", "x"], ["a", "b"]]
     assert left_out == {"pairs/equal": 1.0, "pairs/too_long": 1.0}
+
+
+def test_an_unrelated_response_is_the_next_pair_s_and_has_no_strength():
+    pairs = [Task(str(i), "q", demos=(f"good{i}", f"bad{i}")) for i in range(3)]
+    assert [t.demos[2] for t in with_unrelated(pairs)] == ["good1", "good2", "good0"]
+    three = group(member("a"), member("b"), member("c"))
+    assert strengths([three, three]).tolist() == [1.0, -1.0, 0.0] * 2
+    with pytest.raises(DataError, match="at least 2"):
+        with_unrelated(pairs[:1])
 
 
 def test_strengths_follow_the_margin_and_refuse_none():
