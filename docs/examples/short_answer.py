@@ -5,7 +5,7 @@ import re
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def short_answer(completion: str, task, enough: int = 10, words: int = 60) -> dict[str, float]:
+def short_answer(completion: str, task, enough: int = 10, words: int = 80) -> dict[str, float]:
     """1 for an answer with a number in at most `enough` words, falling to 0 at `words`.
 
     Whether the number is right is not asked, but told (`right`): brevity has a price.
