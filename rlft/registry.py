@@ -43,8 +43,12 @@ _HOMES = {
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
-_CALLED_WITH = {"loss": "out", "correction": "sample_logp", "preference": "ref_chosen_P"}
-"""Kinds whose plug-ins are told apart by a parameter of their call."""
+_CALLED_WITH: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "loss": (inspect.isclass, "out"),
+    "correction": (inspect.isclass, "sample_logp"),
+    "preference": (inspect.isfunction, "ref_chosen_P"),
+}
+"""Kinds that share a home with others: classes or functions, told apart by a parameter of their call."""
 
 _ONE_CLASS_A_FILE = {"algo": ("collect", "learn"), "env": ("train", "held_out")}
 """Kinds whose short name is a file name, and the methods that its one public class must have."""
@@ -163,10 +167,9 @@ def _is_plugin(kind: str, name: str, value: Any, module: ModuleType) -> bool:
     if name.startswith("_") or name not in getattr(module, "__all__", vars(module)):
         return False
     if kind in _CALLED_WITH:
-        if not (inspect.isclass(value) or inspect.isfunction(value)):
-            return False
+        fits, parameter = _CALLED_WITH[kind]
         called = value.__call__ if inspect.isclass(value) else value
-        return _CALLED_WITH[kind] in inspect.signature(called).parameters
+        return fits(value) and parameter in inspect.signature(called).parameters
     return inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, str)
 
 

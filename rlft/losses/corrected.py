@@ -61,4 +61,4 @@ def with_effective_share(metrics: Mapping[str, float]) -> dict[str, float]:
         return out
     squared = out.pop("is_weight_squared")
     share = out["is_weight"] ** 2 / squared if squared else 0.0
-    return {**out, "is_weight/effective_share": share}
+    return {**out, "is_weight/effective_share": min(1.0, share)}  # rounding may pass 1

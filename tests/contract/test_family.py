@@ -1,5 +1,5 @@
 """Every loss, advantage and correction that is registered takes real steps with GRPO, and so does one
-written to a file just now."""
+written to a file just now. The maths of each is in tests/oracles."""
 
 import pytest
 from small_runs import metrics, run
@@ -37,17 +37,20 @@ def two_steps(tmp_path, tiny_model, **algo):
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n in registry.short_names("loss") if n != "KLToReference"])
 def test_a_loss_by_a_yaml_line(name, tmp_path, tiny_model):
     rows = two_steps(tmp_path, tiny_model, loss=name)
     assert all(0 < row["is_weight/effective_share"] <= 1 for row in rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", registry.short_names("advantage"))
 def test_an_advantage_by_a_yaml_line(name, tmp_path, tiny_model):
     two_steps(tmp_path, tiny_model, advantage=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", registry.short_names("correction"))
 def test_a_correction_by_a_yaml_line(name, tmp_path, tiny_model):
     window = {"low": 0.5, "high": 2.0} if name == "GeometricReject" else {}

@@ -217,7 +217,8 @@ def plain_critic_gradients(model_folder, c):
         logp = torch.log_softmax(policy(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])
         logp = logp[row.prompt_len - 1 :, 0]
         value = (trunk(ids).last_hidden_state[0] @ head + bias)[row.prompt_len - 1 : -1]
-        reward = [-0.1 * (float(logp[t]) + 3.0) for t in range(n)]
+        gap = logp.detach() - reference(row)
+        reward = (-0.1 * gap).tolist()
         reward[-1] += -1 + 2 * index / (len(rows) - 1)
         for at, more in STEPS.get(index, ()):
             reward[at] += more
