@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ARMS = {
     "GRPO": ("equations_grpo.yaml", []),
     "Poly-EPO": ("equations_poly_epo.yaml", []),
+    "GRPO, 40 steps": ("equations_grpo.yaml", ["steps=40"]),
     "pass@4 (PKPO)": ("equations_grpo.yaml", ["algo.advantage={name: pass_at_k, k: 4}"]),
 }
 START = "the start"
@@ -54,7 +56,8 @@ def main() -> None:
         found[START].append(measured(first, own, args.out / f"eval_start_{seed}.json"))
         for arm in args.arms:
             config, overrides = ARMS[arm]
-            folder = args.out / f"{arm.split()[0].lower()}_{seed}"
+            slug = re.sub("[^a-z0-9]+", "-", arm.lower()).strip("-")
+            folder = args.out / f"{slug}_{seed}"
             run(CONFIGS / config, folder, [*own, *overrides, *args.set])
             scores = measured(folder, [], args.out / f"eval_{folder.name}.json")
             found[arm].append({**scores, **trained(folder)})
