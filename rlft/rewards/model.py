@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rlft.errors import ConfigError, Invalid
+from rlft.policy.text import Text
 from rlft.types import Attempt, Task
 
 Form = Literal["response", "chat", "pair"]
@@ -51,6 +52,7 @@ class RewardModel:
         self.form, self.batch_size, self.dtype = form, batch_size, dtype
         self._config = _configuration(self.path)
         self._tokenizer = _tokenizer(self.path, form)
+        self._text = Text(self.path) if form == "response" else None
         longest = getattr(self._config, "max_position_embeddings", None)
         self.max_length = min(n for n in (max_length, longest, 2**31) if n is not None)
         self._model: Any = None
@@ -93,7 +95,7 @@ class RewardModel:
     def encoded(self, trajectory: Attempt, task: Task) -> dict[str, Any]:
         """What the tokenizer makes of the conversation, in this model's form."""
         tokenizer = self._tokenizer
-        if self.form == "response":
+        if self._text is not None:
             prompt = self._text.prompt_ids(task.prompt)
             ids = [*prompt, *self._text.response_ids(trajectory.text)]
             return {"input_ids": ids[:-1] if trajectory.truncated else ids}
@@ -104,14 +106,6 @@ class RewardModel:
             }
         asked = "\n".join(m["content"] for m in trajectory.messages[:-1])
         return dict(tokenizer(asked, trajectory.text))
-
-    @property
-    def _text(self) -> Any:
-        from rlft.policy.text import Text
-
-        if not hasattr(self, "_made"):
-            self._made = Text(self.path)
-        return self._made
 
     async def _run(self) -> None:
         """Scores what waits, a batch at a time, on a thread: the event loop stays free to cancel."""
