@@ -2,11 +2,11 @@
 
     python benchmarks/rft_paths.py [--seeds 0 1 2] [--out runs/rejection]
 
-One base model (configs/rejection/base.yaml). For each seed: it is fine-tuned on one solution a problem
-(sft.yaml); as it was after 50 steps, that model answers every training problem 100 times (rft.yaml); the base is then trained as
-before, for as many steps, on the gold rows and what is kept of the first 1, 10 and 100 answers. A
-control has rows without new paths: `same path` keeps right answers that take the gold row's path in other
-words, as many a problem as k=100 keeps, where there are so many.
+One base model (configs/rejection/base.yaml). For each seed it is fine-tuned on one solution a problem
+(sft.yaml). As it was after 50 steps, that model answers every training problem 100 times (rft.yaml). The
+base is then trained again, for as many steps, on the gold rows and what is kept of the first 1, 10 and
+100 answers. A control has rows without new paths: `same path` keeps right answers that take the gold
+row's path in other words, as many a problem as k=100 keeps, where there are so many.
 Every right text of the 100 answers is written once (`key: text`); the selections are made from that file
 by the library's own functions, so that the arms share their samples.
 Finished runs are not repeated. Prints the table of docs/results.md and draws docs/images/rft_paths.svg.
