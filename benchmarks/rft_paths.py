@@ -49,11 +49,13 @@ def main() -> None:
     began = time.monotonic()
     with one_cluster():
         base = model_of(run_once(CONFIGS / "base.yaml", args.out / "base", []))
-        found = [one(seed, base, args) for seed in args.seeds]
-    print(f"\n{len(args.seeds)} seeds, {time.monotonic() - began:.0f} s\n")
-    print(table(found))
-    args.plot.parent.mkdir(parents=True, exist_ok=True)
-    args.plot.write_text(plot(found))
+        found = []
+        for seed in args.seeds:
+            found.append(one(seed, base, args))
+            print(f"\n{len(found)} seeds, {time.monotonic() - began:.0f} s\n")
+            print(table(found), flush=True)
+            args.plot.parent.mkdir(parents=True, exist_ok=True)
+            args.plot.write_text(plot(found))
 
 
 def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
