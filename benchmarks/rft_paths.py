@@ -2,11 +2,11 @@
 
     python benchmarks/rft_paths.py [--seeds 0 1 2] [--out runs/rejection]
 
-One base model (configs/rejection/base.yaml). For each seed: it is fine-tuned on one solution a problem
-(sft.yaml); that model answers every training problem 100 times (rft.yaml); the base is then trained as
-before, for as many steps, on the gold rows and what is kept of the first 1, 10 and 100 answers. A
-control has rows without new paths: `same path` keeps right answers that take the gold row's path in other
-words, as many a problem as k=100 keeps, where there are so many.
+One base model (configs/rejection/base.yaml). For each seed it is fine-tuned on one solution a problem
+(sft.yaml). As it was after 50 steps, that model answers every training problem 100 times (rft.yaml). The
+base is then trained again, for as many steps, on the gold rows and what is kept of the first 1, 10 and
+100 answers. A control has rows without new paths: `same path` keeps right answers that take the gold
+row's path in other words, as many a problem as k=100 keeps, where there are so many.
 Every right text of the 100 answers is written once (`key: text`); the selections are made from that file
 by the library's own functions, so that the arms share their samples.
 Finished runs are not repeated. Prints the table of docs/results.md and draws docs/images/rft_paths.svg.
@@ -28,6 +28,9 @@ from rlft.paths.rows import Question, read_questions, write_questions
 from rlft.paths.selection import added
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "rejection"
+SAMPLER = 50
+"""Steps of supervised fine-tuning after which the model samples."""
+
 KS = (1, 10, 100)
 ARMS = ("SFT", *(f"RFT k={k}" for k in KS), "same path")
 COLOURS = ("#5b6770", "#8a6d00", "#d9730d", "#1f6feb", "#a3378f")
@@ -46,11 +49,13 @@ def main() -> None:
     began = time.monotonic()
     with one_cluster():
         base = model_of(run_once(CONFIGS / "base.yaml", args.out / "base", []))
-        found = [one(seed, base, args) for seed in args.seeds]
-    print(f"\n{len(args.seeds)} seeds, {time.monotonic() - began:.0f} s\n")
-    print(table(found))
-    args.plot.parent.mkdir(parents=True, exist_ok=True)
-    args.plot.write_text(plot(found))
+        found = []
+        for seed in args.seeds:
+            found.append(one(seed, base, args))
+            print(f"\n{len(found)} seeds, {time.monotonic() - began:.0f} s\n")
+            print(table(found), flush=True)
+            args.plot.parent.mkdir(parents=True, exist_ok=True)
+            args.plot.write_text(plot(found))
 
 
 def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -58,7 +63,8 @@ def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, 
     out, own = args.out / str(seed), [f"seed={seed}", *args.set]
     start = [*own, f"model.path={base}"]
     sft = run_once(CONFIGS / "sft.yaml", out / "sft", [*start, "eval.at_start=true"])
-    sampling = [*own, f"model.path={model_of(sft)}", "algo.key=text", "algo.distance=null"]
+    early = (sft / f"checkpoints/step_{SAMPLER:06d}/model").resolve()
+    sampling = [*own, f"model.path={early}", "algo.key=text", "algo.distance=null"]
     sampled = read_questions(
         run_once(CONFIGS / "rft.yaml", out / "samples", sampling) / "rows.jsonl", text
     )

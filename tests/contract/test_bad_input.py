@@ -114,6 +114,11 @@ both = pytest.mark.parametrize("command", ["check", "run"])
         ("cluster.cpus=4096", ["asks for 4096 cores", "the cluster has", "lower it"]),
         ("cluster.threads_per_sampler=4096", ["x 4096 threads", "cluster.threads_per_sampler"]),
         ("learner.lr={kind: exponential, from: 1, to: 0}", ["positive ends"]),
+        ("algo={name: sft, rows: none.jsonl}", ["none.jsonl is not a file"]),
+        ("algo={name: sft, rows: good.yaml}", ["good.yaml", "expected a name that ends in"]),
+        ("algo={name: rft, combine: none.jsonl}", ["none.jsonl is not a file", "an rft run"]),
+        ("algo={name: rft, key: mark}", ["unknown key 'mark'", "Did you mean 'marks'?"]),
+        ("algo={name: rft, distance: edits}", ["unknown distance 'edits'", "'edit'"]),
     ],
 )
 def test_a_wrong_value(refused, command, override, parts):
@@ -135,6 +140,23 @@ def test_a_wrong_value(refused, command, override, parts):
 def test_a_file_that_is_no_configuration(here, refused, command, text, parts):
     (here / "bad.yaml").write_text(text)
     assert_says(refused(command, "bad.yaml"), "bad.yaml" if "god" not in text else "", *parts)
+
+
+@pytest.mark.parametrize(
+    "written, parts",
+    [
+        ({}, ["is not a run folder", "no config.yaml"]),
+        ({"config.yaml": "name: a\n"}, ["has no step yet"]),
+        ({"config.yaml": "name: a\n", "metrics.jsonl": '{"step": 1, "lr": 1}\n'}, ["--metric"]),
+    ],
+)
+def test_a_folder_that_cannot_be_compared(here, refused, written, parts):
+    (here / "run").mkdir()
+    for name, text in written.items():
+        (here / "run" / name).write_text(text)
+    before = {p.name for p in here.rglob("*")}
+    assert_says(refused("compare", "run"), "run", *parts)
+    assert {p.name for p in here.rglob("*")} == before
 
 
 @both

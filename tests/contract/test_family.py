@@ -47,7 +47,8 @@ def test_a_loss_by_a_yaml_line(name, tmp_path, tiny_model):
 @pytest.mark.long
 @pytest.mark.parametrize("name", registry.short_names("advantage"))
 def test_an_advantage_by_a_yaml_line(name, tmp_path, tiny_model):
-    two_steps(tmp_path, tiny_model, advantage=name)
+    sets = {"size": 2} if name == "poly_epo" else {}  # a set of all four has no others to be above
+    two_steps(tmp_path, tiny_model, advantage={"name": name, **sets})
 
 
 @pytest.mark.long
