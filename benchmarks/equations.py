@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from rlft.policy.small import small_llama
 from rlft.seeding import Key
 from rlft.types import Task
 
@@ -115,9 +116,8 @@ def strategy(text: str) -> int:
 
 def build_model(seed: int) -> Any:
     """A Llama of 1.3 million random weights and a tokenizer of one token a character."""
-    import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     special = ("<pad>", "<bos>", "<eos>", "<unk>")
     vocabulary = {token: i for i, token in enumerate((*special, *CHARACTERS))}
@@ -130,19 +130,4 @@ def build_model(seed: int) -> Any:
         clean_up_tokenization_spaces=False,
         model_max_length=32,
     )
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=160,
-        intermediate_size=480,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    return model.float(), tokenizer
+    return small_llama(tokenizer, seed, hidden=160, layers=4, width=480), tokenizer

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlft.policy.small import small_llama
 from rlft.seeding import Key
 from rlft.types import Task
 
@@ -50,9 +51,8 @@ class Letters:
 
 def build_model(seed: int):
     """A Llama of 0.13 million random weights and a tokenizer with one token a character."""
-    import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocab = {token: i for i, token in enumerate((PAD, EOS, *CHARACTERS))}
     characters = Tokenizer(models.WordLevel(vocab, unk_token=PAD))
@@ -61,18 +61,4 @@ def build_model(seed: int):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=characters, pad_token=PAD, eos_token=EOS, model_max_length=32
     )
-    config = LlamaConfig(
-        vocab_size=len(vocab),
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        pad_token_id=vocab[PAD],
-        eos_token_id=vocab[EOS],
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float(), tokenizer
+    return small_llama(tokenizer, seed, hidden=64, layers=2, width=256), tokenizer

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from rlft.errors import ConfigError
+from rlft.policy.small import small_llama
 from rlft.seeding import Key
 from rlft.types import Task
 
@@ -204,24 +205,5 @@ def build_model(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
     The global random state is left as it was.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    return model.float(), tokenizer
+    return small_llama(tokenizer, seed, hidden=128, layers=2, width=512), tokenizer

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rlft.errors import ConfigError
 from rlft.paths.marks import all_right
+from rlft.policy.small import small_llama
 from rlft.seeding import Key
 from rlft.types import Task
 
@@ -282,24 +283,5 @@ def build_model(
 
     The global random state is left as it was.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    return model.float(), tokenizer
+    return small_llama(tokenizer, seed, hidden=hidden, layers=layers, width=4 * hidden), tokenizer
