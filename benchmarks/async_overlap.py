@@ -144,7 +144,8 @@ def driver(samplers: int, prompts: int, group: int) -> float:
     }
     cfg = parse_config(tree, "driver")
     env = registry.build("env", "addition")
-    tasks = [env.train()[i] for i in range(prompts)]
+    train = env.train()
+    tasks = [train[i] for i in range(prompts)]
     rng = np.random.default_rng(0)
     heads = [
         (0.0, 3, [("12+34=46", 9, False, (3, 3)) for _ in range(len(share) * group)])

@@ -56,17 +56,18 @@ class Publisher:
         if self._transport.concurrent:
             calls += [(o, self._of_sampler("take")(o.handle)) for o in fleet.samplers]
         sent = fleet.waits.get(calls, "publish", limit)[0]
-        canary = self._canary
-        own = [(o, o.handle.canary.remote(canary)) for o in fleet.learners]  # while engines load
         load = self._of_sampler("load", sent, sent.source)
         fleet.ask([(o, load) for o in fleet.samplers], "publish", limit)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
         else:
             self._held = sent
-        self._own = fleet.waits.get(own, "canary", limit)[0]
+        # After the load, not beside it: on a CPU the threads of both would spin against each other.
+        canary = self._canary
+        own = [(o, o.handle.canary.remote(canary)) for o in fleet.learners]
         score = self._of_sampler("score", canary)
         answers = fleet.ask([(o, score) for o in fleet.samplers], "canary", limit)
+        self._own = fleet.waits.get(own, "canary", limit)[0]
         engines = {o.name: a for o, a in zip(fleet.samplers, answers, strict=True)}
         return self._watch.check(self._own, engines, sent.manifest)
 
