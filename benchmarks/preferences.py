@@ -214,7 +214,7 @@ def plot(curves: list[dict[str, list[list[float]]]]) -> str:
     for panel, name in enumerate(names):
         left = panel * PANEL + MARGIN
         parts.append(f'<text x="{left}" y="24">GRPO on the reward model, {name}</text>')
-        for tick in range(int(low // 4) * 4, int(high) + 4, 4):
+        for tick in range(int(low), int(high) + 1):
             if low <= tick <= high:
                 y = _y(tick, low, high)
                 across = f"M{left},{y:.1f}h{PANEL - 2 * MARGIN}"
