@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -98,11 +99,12 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def run(folder: Path, name: str, tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The metrics of a run, which is made unless it is there."""
+    """The metrics of a run, which is made unless it is there; an unfinished one is begun again."""
     there = folder / name
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump({"name": name, **tree}, sort_keys=False))
     if not (there / "result.json").exists():
+        shutil.rmtree(there, ignore_errors=True)
         command = [sys.executable, "-m", "rlft", "run", str(config), "--dir", str(there)]
         subprocess.run(command, check=True, cwd=ROOT)
     return [json.loads(line) for line in (there / "metrics.jsonl").read_text().splitlines()]
@@ -212,7 +214,7 @@ def plot(curves: list[dict[str, list[list[float]]]]) -> str:
     for panel, name in enumerate(names):
         left = panel * PANEL + MARGIN
         parts.append(f'<text x="{left}" y="24">GRPO on the reward model, {name}</text>')
-        for tick in range(int(low // 4) * 4, int(high) + 4, 4):
+        for tick in range(int(low), int(high) + 1):
             if low <= tick <= high:
                 y = _y(tick, low, high)
                 across = f"M{left},{y:.1f}h{PANEL - 2 * MARGIN}"
