@@ -19,6 +19,7 @@ from rlft.errors import GuardStop, NonFinite
 from rlft.filters import members_of
 from rlft.learning.fit import FitReport
 from rlft.learning.job import fit_job
+from rlft.learning.noise import Drawing, Noise, NoiseStep
 from rlft.losses.aggregate import Aggregation
 from rlft.policy.text import Text
 from rlft.prefetch import prefetch
@@ -116,6 +117,31 @@ class Run:
         if reports[0].skipped == len(job.updates):
             return None
         return WeightUpdate(self.version + 1, self.version, "full", ())
+
+    def add_noise(self, step: NoiseStep) -> WeightUpdate:
+        """Moves the weights along seeds; returns the update to publish. For algorithms `by_noise`."""
+        report = self._of_master("add_noise", step)
+        self._row.update(report)
+        return WeightUpdate(self.version + 1, self.version, "noise", ())
+
+    def losses(
+        self, groups: Sequence[Group], probes: Sequence[Noise], drawing: Drawing
+    ) -> list[float]:
+        """The mean negative log-likelihood of all members' tokens under each of `probes`, in nats."""
+        members, _ = members_of(groups)
+        found, tokens = self._of_master("losses", probes, drawing, [m.row for m in members])
+        self._row |= {"rows": len(members), "tokens/learnt": tokens * len(probes)}
+        return found
+
+    def _of_master(self, method: str, *args: Any) -> Any:
+        self._console.phase("learn", self.step + 1)
+        began, limit = time.monotonic(), self.cfg.deadlines.learn
+        with self._row.timed("learn"), self._fleet.samplers_asleep():
+            [answer] = self._fleet.all(
+                self._fleet.learners, method, *args, what="learn", deadline_s=limit
+            )
+        self._fleet.was_busy("learners", time.monotonic() - began)
+        return answer
 
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""

@@ -146,7 +146,7 @@ class Learner:
         dtype = getattr(torch, self.cfg.model.dtype)
         causal = self.policy.causal_lm()
         tied = bool(getattr(causal.config, "tie_word_embeddings", False))
-        merged = _merged_deltas(causal)
+        merged = merged_deltas(causal)
         for name, parameter in causal.named_parameters(remove_duplicate=not tied):
             if "lora_" in name or (tied and name == "lm_head.weight"):
                 continue
@@ -185,7 +185,7 @@ class Learner:
         torch.set_rng_state(state["torch_rng"])
 
 
-def _merged_deltas(
+def merged_deltas(
     causal: Any,
 ) -> dict[str, tuple[tuple[torch.nn.Parameter, torch.nn.Parameter], float]]:
     """For each adapted weight: its (A [r, in], B [out, r]) and scale."""
