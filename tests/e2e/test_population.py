@@ -1,16 +1,8 @@
 """Evolution strategies and MeZO as runs with actors: engines, losses, deaths, resuming, bad input."""
 
-import dataclasses
-
 import pytest
 import torch
 from small_runs import metrics, run, weights
-
-from rlft.check import check_plugins
-from rlft.config import parse_config
-from rlft.errors import CheckpointError, ConfigError
-
-from small_runs import tree  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
