@@ -163,7 +163,6 @@ def speed(model: Path, count: int, together: int) -> None:
         f"the same {len(batch)} sequences with row noise",
         lambda: engine.generate_members(rows, sampling, part, drawing),
     )
-    del engine, master
     lm = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.bfloat16).eval()
     lm.requires_grad_(False)
     plain_generation(lm, prompts[:1], 1)  # warm
