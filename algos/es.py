@@ -11,7 +11,6 @@ configs/es_smollm2.yaml has the paper's N, sigma and lr.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -23,6 +22,7 @@ from rlft.algo import Algo
 from rlft.check.by_noise import check_by_noise
 from rlft.config import Natural, Positive
 from rlft.credit.evolution import (
+    Ratchet,
     Shaping,
     fitness_numbers,
     lost_members,
@@ -43,7 +43,8 @@ class ES(Algo):
     full; antithetic: members in pairs of opposite noise; shaping: of rewards; greedy: how members
     answer; decay: `lr x decay` is the step of the decay to the start weights, of norm decay_norm;
     noise: how it is drawn; together: low-rank members in one batch; update: how engines get the new
-    weights, auto is `seeds` on GPUs and `weights` on CPUs, where redrawing costs more than a reload."""
+    weights, auto is `seeds` on GPUs and `weights` on CPUs, where redrawing costs more than a reload;
+    ratchet: after so many evaluations in a row below the best, its weights and half the lr; 0: never."""
 
     by_noise: ClassVar[bool] = True
 
@@ -59,6 +60,7 @@ class ES(Algo):
     noise: Mode = "hashed"
     together: Positive = 16
     update: Literal["auto", "seeds", "weights"] = "auto"
+    ratchet: Natural = 0
 
     def __post_init__(self) -> None:
         least = min(value_at(self.sigma, step) for step in (0, 10**9))
@@ -79,6 +81,9 @@ class ES(Algo):
 
     def check(self, cfg) -> list[str]:
         return check_by_noise(cfg, self.rank)
+
+    def init_state(self) -> Ratchet | None:
+        return Ratchet() if self.ratchet else None
 
     def drawing(self, dtype: str) -> Drawing:
         """How this run's seeds become noise."""
@@ -106,19 +111,13 @@ class ES(Algo):
     ) -> list[Group]:
         groups = await run.population(
             ticket.tasks,
-            [members[i] for i in which],
+            {i: members[i] for i in which},
             self.drawing(run.cfg.model.dtype),
             key=ticket.key,
             greedy=self.greedy,
             together=self.together if self.rank else 1,
         )
-        named = [
-            dataclasses.replace(
-                g, members=tuple(dataclasses.replace(m, member=which[m.member]) for m in g.members)
-            )
-            for g in groups
-        ]
-        return await run.score(named)
+        return await run.score(groups)
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
         rewards = member_rewards(groups, self.population)
@@ -129,6 +128,15 @@ class ES(Algo):
         run.note(fitness_numbers(fitness, self.population))
         lr, sigma = value_at(self.lr, run.step), value_at(self.sigma, run.step)
         run.note({"es/sigma": sigma, "lr": lr, "es/flat": float(flat)})
+        if self.ratchet:
+            means = [row["eval/reward/mean"] for row in run.records.evaluations()]
+            run.state, todo = run.state.after(means, self.ratchet)
+            if todo == "recall":
+                run.note({"es/recalled": 1.0})
+                return run.recall_best()
+            if todo == "keep":
+                run.keep_best()
+            lr *= run.state.scale
         if flat and not self.decay:
             return None
         members = self.members(run.key, run.step)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +59,7 @@ class ControlRun:
     async def population(
         self,
         tasks: Sequence[Task],
-        members: Sequence[Noise],
+        members: Mapping[int, Noise],
         drawing: Drawing,
         *,
         key: Key,
@@ -67,7 +67,7 @@ class ControlRun:
         together: int = 1,
     ) -> list[Group]:
         columns: list[list[Trajectory]] = [[] for _ in tasks]
-        for index, member in enumerate(members):
+        for index, member in members.items():
             blend(self._weights, self.master, [member], drawing)
             for place, (total, steps) in enumerate(self.episodes([t.target for t in tasks])):
                 columns[place].append(_trajectory(tasks[place], index, total, steps))

@@ -7,7 +7,7 @@ put them; a trajectory knows where.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import ray
@@ -79,7 +79,7 @@ class Collector:
     def population(
         self,
         tasks: Sequence[Task],
-        members: Sequence[Noise],
+        members: Mapping[int, Noise],
         drawing: Drawing,
         key: Key,
         greedy: bool,
@@ -92,7 +92,8 @@ class Collector:
             self._wanted(task, [key.child(place).seed(31)], sampling, None, place).asks[0]
             for place, task in enumerate(tasks)
         ]
-        units = [range(len(members))[i : i + together] for i in range(0, len(members), together)]
+        numbers = list(members)
+        units = [numbers[i : i + together] for i in range(0, len(numbers), together)]
         answers = self._fleet.share_out(
             [_evaluating([members[i] for i in unit], drawing, asks, sampling) for unit in units],
             "rollout",

@@ -62,7 +62,7 @@ class Collecting:
     async def population(
         self,
         tasks: Sequence[Task],
-        members: Sequence[Noise],
+        members: Mapping[int, Noise],
         drawing: Drawing,
         *,
         key: Key,
@@ -71,7 +71,7 @@ class Collecting:
     ) -> list[Group]:
         """One completion of each task under each of `members`, unscored; group `i` belongs to `tasks[i]`.
 
-        The unit of work is `together` members with all their prompts, given to whichever sampler is
+        members: by their number in the population, which their trajectories carry. The unit of work is `together` members with all their prompts, given to whichever sampler is
         free: who evaluates what does not change the result. Seeds are common to all members.
         """
         with self.row.timed("rollout"):

@@ -129,9 +129,18 @@ class Run:
     ) -> list[float]:
         """The mean negative log-likelihood of all members' tokens under each of `probes`, in nats."""
         members, _ = members_of(groups)
-        found, tokens = self._of_master("losses", probes, drawing, [m.row for m in members])
-        self._row |= {"rows": len(members), "tokens/learnt": tokens * len(probes)}
+        found = self._of_master("losses", probes, drawing, [m.row for m in members])
+        self._row["rows"] = len(members)
         return found
+
+    def keep_best(self) -> None:
+        """The learner keeps the weights of now, for `recall_best`. For algorithms `by_noise`."""
+        self._of_master("keep_best")
+
+    def recall_best(self) -> WeightUpdate:
+        """Puts the weights of the last `keep_best` back; returns the update to publish."""
+        self._of_master("recall_best")
+        return WeightUpdate(self.version + 1, self.version, "full", ())
 
     def _of_master(self, method: str, *args: Any) -> Any:
         self._console.phase("learn", self.step + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,31 @@ def shaped(rewards: Sequence[float] | np.ndarray, shaping: Shaping) -> np.ndarra
     below = (reward_N[:, None] > reward_N).sum(axis=1)
     equal = (reward_N[:, None] == reward_N).sum(axis=1)
     return (below + (equal - 1) / 2) / (len(reward_N) - 1) - 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ratchet:
+    """What a ratchet remembers. scale: of the learning rate; best: the best evaluation so far; seen:
+    evaluations looked at; below: how many in a row were below the best."""
+
+    scale: float = 1.0
+    best: float | None = None
+    seen: int = 0
+    below: int = 0
+
+    def after(self, evaluations: Sequence[float], patience: int) -> tuple[Ratchet, str]:
+        """The next state, and what to do: `keep` these weights as the best, `recall` the best ones, or
+        nothing (``). Recalling halves the learning rate."""
+        state, todo = self, ""
+        for value in evaluations[self.seen :]:
+            if state.best is None or value >= state.best:
+                state, todo = replace(state, best=value, below=0), "keep"
+            else:
+                state, todo = replace(state, below=state.below + 1), ""
+        state = replace(state, seen=len(evaluations))
+        if state.below >= patience:
+            return replace(state, below=0, scale=state.scale / 2), "recall"
+        return state, todo
 
 
 def lost_members(groups: Sequence[Group], population: int) -> list[int]:

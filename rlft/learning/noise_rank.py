@@ -46,6 +46,7 @@ class NoiseRank:
         self._text = Text(folder)
         self._progress = (0, 0)
         self._step: NoiseStep | None = None  # taken since the last `send`
+        self._best: dict[str, torch.Tensor] = {}
 
     def whereabouts(self) -> stacks.Whereabouts:
         return self._where
@@ -78,11 +79,9 @@ class NoiseRank:
         return {"update_norm": length, "distance": distance(self._master, self._anchor)}
 
     @torch.no_grad()
-    def losses(
-        self, probes: Sequence[Noise], drawing: Drawing, refs: list[RowRef]
-    ) -> tuple[list[float], int]:
-        """The mean negative log-likelihood over the tokens of all responses under each probe, in nats,
-        and how many tokens that is. The rows go through in the same micro-batches every time."""
+    def losses(self, probes: Sequence[Noise], drawing: Drawing, refs: list[RowRef]) -> list[float]:
+        """The mean negative log-likelihood over the tokens of all responses under each probe, in nats.
+        The rows go through in the same micro-batches every time."""
         held = fetch_rows(list(range(len(refs))), refs, self._cfg.deadlines.learn)
         lengths = [len(held[i].ids) for i in range(len(refs))]
         [update] = plan(lengths, world=1, budget=self._cfg.learner.token_budget)
@@ -104,7 +103,19 @@ class NoiseRank:
                 self._progress = (self._progress[0] + 1, self._progress[1])
             found.append(total / tokens)
         self._restore()
-        return found, tokens
+        return found
+
+    def keep_best(self) -> None:
+        """Keeps the weights of now."""
+        self._best = {n: t.clone() for n, t in self._master.items()}
+
+    @torch.no_grad()
+    def recall_best(self) -> None:
+        """Puts back what `keep_best` kept."""
+        for name, tensor in self._best.items():
+            self._master[name].copy_(tensor)
+        self._step = None  # no step leads there: the weights are sent
+        self._restore()
 
     def matrices(self) -> frozenset[str]:
         """The parameters that low-rank noise moves: the weights of linear maps."""
@@ -146,6 +157,10 @@ class NoiseRank:
         state.mkdir(parents=True)
         master = {n: t.cpu().contiguous() for n, t in self._master.items()}
         save_file(master, state / "master.safetensors")
+        if self._best:
+            save_file(
+                {n: t.cpu().contiguous() for n, t in self._best.items()}, state / "best.safetensors"
+            )
         (state / "start.json").write_text(json.dumps({"hash": self._anchor.digest()}))
         dtype = getattr(torch, self._cfg.model.dtype)
         write_hf_folder(
@@ -166,6 +181,8 @@ class NoiseRank:
             )
         for name, tensor in load_file(state / "master.safetensors").items():
             self._master[name].copy_(tensor)
+        if (state / "best.safetensors").exists():
+            self._best = load_file(state / "best.safetensors")
         self._step = None
         self._restore()
 

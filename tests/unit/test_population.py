@@ -12,6 +12,7 @@ from algos.mezo import MeZO, slopes
 from rlft import registry
 from rlft.check import check_plugins
 from rlft.config import parse_config
+from rlft.credit.evolution import Ratchet
 from rlft.errors import CheckpointError, ConfigError, WeightsMismatch
 from rlft.learning.noise import Drawing, Noise, NoiseStep, noise, pack, unpack
 from rlft.learning.noise_rank import NoiseRank
@@ -347,10 +348,9 @@ def test_losses_under_probes_are_those_of_moved_models(rank, tiny_model):
     fetch, module.fetch_rows = module.fetch_rows, lambda wanted, refs, limit: dict(enumerate(rows))
     try:
         probes = [Noise(5, 0.01), Noise(5, -0.01)]
-        found, tokens = rank.losses(probes, Drawing(), [RowRef(None, i) for i in range(2)])
+        found = rank.losses(probes, Drawing(), [RowRef(None, i) for i in range(2)])
     finally:
         module.fetch_rows = fetch
-    assert tokens == 10
     for probe, loss in zip(probes, found, strict=True):
         lm = plain(tiny_model, lambda i, n, s, p=probe: p.scale * noise(p.seed, n, s))
         total = 0.0
@@ -361,6 +361,27 @@ def test_losses_under_probes_are_those_of_moved_models(rank, tiny_model):
             total -= float(logp.gather(1, ids[0, 1:, None])[row.prompt_len - 1 :].sum())
         assert loss == pytest.approx(total / 10, abs=1e-5)
     assert all(torch.equal(before[n], w) for n, w in rank._parameters.items())
+
+
+def test_a_ratchet_keeps_the_best_and_goes_back_after_a_sustained_drop():
+    state, said = Ratchet(), []
+    for shown in ([0.2], [0.2, 0.5], [0.2, 0.5], [0.2, 0.5, 0.4], [0.2, 0.5, 0.4, 0.3]):
+        state, todo = state.after(shown, 2)
+        said.append(todo)
+    assert said == ["keep", "keep", "", "", "recall"]
+    assert state == Ratchet(scale=0.5, best=0.5, seen=4, below=0)
+
+
+def test_the_best_weights_come_back_and_are_sent_whole(rank, tmp_path):
+    rank.keep_best()
+    best = {n: m.clone() for n, m in rank._master.items()}
+    rank.add_noise(NoiseStep(pack([Noise(1, 0.02)]), Drawing(), by_seeds=True))
+    rank.save(tmp_path / "c")
+    rank._best = {}
+    rank.load(tmp_path / "c")
+    rank.recall_best()
+    assert all(torch.equal(rank._master[n], best[n]) for n in best)
+    assert sent(rank, 1).kind == "full"
 
 
 # -- bad input -------------------------------------------------------------------------------------
