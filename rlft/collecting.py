@@ -71,8 +71,9 @@ class Collecting:
     ) -> list[Group]:
         """One completion of each task under each of `members`, unscored; group `i` belongs to `tasks[i]`.
 
-        members: by their number in the population, which their trajectories carry. The unit of work is `together` members with all their prompts, given to whichever sampler is
-        free: who evaluates what does not change the result. Seeds are common to all members.
+        members: by their number in the population, which their trajectories carry. The unit of work
+        is `together` members with all their prompts, given to whichever sampler is free: who evaluates
+        what does not change the result. Seeds are common to all members.
         """
         with self.row.timed("rollout"):
             groups, perturbing = self._collector.population(
