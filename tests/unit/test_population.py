@@ -223,6 +223,25 @@ def test_a_master_is_saved_and_restored_bit_for_bit_but_not_for_another_start(
         stranger.load(tmp_path / "c")
 
 
+def test_with_lora_the_adapter_alone_moves_and_is_merged(tiny_model):
+    cfg = config(tiny_model, model__lora={"rank": 2})
+    made = NoiseRank("learner 0", cfg, 0, tiny_model, frozenset())
+    made.connect(("127.0.0.1", 0))
+    base = dict(plain(tiny_model).named_parameters())
+    assert all(torch.equal(t, base[n]) for n, t in made._whole()), "an adapter starts at 0"
+    made.add_noise(NoiseStep(pack([Noise(1, 0.1)]), Drawing()))
+    moved = {n for n, t in made._whole() if not torch.equal(t, base[n])}
+    assert moved == linear_weights(tiny_model)
+    merged = plain(tiny_model)
+    with torch.no_grad():
+        for name, tensor in made._whole():
+            dict(merged.named_parameters())[name].copy_(tensor)
+        ids = [3, 4, 5, 6, 7, 8]
+        logp = torch.log_softmax(merged(torch.tensor([ids])).logits[0, :-1], -1)
+    expected = logp.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1).numpy()
+    assert np.abs(made.canary(ids) - expected).max() < 1e-5
+
+
 # -- the algorithm ---------------------------------------------------------------------------------
 
 
