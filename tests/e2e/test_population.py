@@ -62,6 +62,7 @@ def test_three_engines_that_replay_seeds_and_of_which_one_dies_give_the_weights_
     assert_same(undisturbed, disturbed)
 
 
+@pytest.mark.long
 def test_a_resumed_run_with_more_engines_equals_an_uninterrupted_one(
     undisturbed, tmp_path, tiny_model
 ):
@@ -85,6 +86,7 @@ def test_members_whose_reward_fails_are_asked_again_and_left_out(tmp_path, tiny_
     assert any(0 < r["es/lost"] < 12 and r["es/redone"] == r["es/lost"] for r in rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "algo",
     [
