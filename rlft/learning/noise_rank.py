@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from rlft.learning.rank import fetch_rows
 from rlft.learning.start_weights import StartWeights
 from rlft.policy.lm import load_lm
 from rlft.policy.text import Text
-from rlft.sampling.low_rank import linear_weights
+from rlft.sampling.low_rank import with_matrices
 from rlft.types import RowRef, WeightUpdate
 from rlft.weights.fingerprint import fingerprint
 
@@ -73,7 +74,8 @@ class NoiseRank:
     @torch.no_grad()
     def add_noise(self, step: NoiseStep) -> dict[str, float]:
         """Moves the master; returns the lengths of the step and of the way from the start weights."""
-        length = take_step(self._master, step, self._anchor)
+        whole = replace(step, drawing=with_matrices(step.drawing, self._folder))
+        length = take_step(self._master, whole, self._anchor)
         self._step = step
         self._restore()
         return {"update_norm": length, "distance": distance(self._master, self._anchor)}
@@ -116,10 +118,6 @@ class NoiseRank:
             self._master[name].copy_(tensor)
         self._step = None  # no step leads there: the weights are sent
         self._restore()
-
-    def matrices(self) -> frozenset[str]:
-        """The parameters that low-rank noise moves: the weights of linear maps."""
-        return linear_weights(self._folder)
 
     def send(self, version: int) -> WeightUpdate:
         """Publishes the master as `version`: the step to replay, if it is one, else the weights."""

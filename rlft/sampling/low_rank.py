@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def linear_weights(folder: Path) -> frozenset[str]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
     return frozenset(f"{name}.weight" for name, _ in _linears(model))
+
+
+def with_matrices(drawing: Drawing, folder: Path) -> Drawing:
+    """The drawing with the names that its rank applies to, which it does not travel with."""
+    return replace(drawing, matrices=linear_weights(folder)) if drawing.rank else drawing
 
 
 def _linears(model: Any) -> list[tuple[str, nn.Linear]]:

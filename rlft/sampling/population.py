@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from rlft.errors import WeightsMismatch
 from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, take_step
 from rlft.learning.start_weights import StartWeights
-from rlft.sampling.low_rank import linear_weights
+from rlft.sampling.low_rank import with_matrices
 from rlft.sampling.sampler import Ask, Head, Sampler
 from rlft.types import Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest, fingerprint
@@ -64,10 +65,7 @@ class PopulationSampler(Sampler):
         """
         began = time.monotonic()
         jobs = [(ask, seed) for ask in asks for seed in ask.seeds]
-        if drawing.rank:
-            drawing = Drawing(
-                drawing.mode, drawing.dtype, drawing.rank, linear_weights(self._folder)
-            )
+        drawing = with_matrices(drawing, self._folder)
         together = drawing.rank and hasattr(self._engine, "generate_members")
         heads: list[Head] = []
         rows: list[Row] = []
@@ -132,7 +130,8 @@ class PopulationSampler(Sampler):
         if not self._owned:  # what lies in the object store belongs to all, and is read-only
             self._master = {n: m.clone() for n, m in self._master.items()}
             self._owned = True
-        take_step(self._master, step, StartWeights(self._folder, self._cfg))
+        whole = replace(step, drawing=with_matrices(step.drawing, self._folder))
+        take_step(self._master, whole, StartWeights(self._folder, self._cfg))
         handed = (fingerprint(n, t.cpu()) for n, t in self._master.items())
         check_manifest(update.manifest, handed, receiver=self._name)
         self._pristine = False

@@ -98,6 +98,7 @@ def test_members_whose_reward_fails_are_asked_again_and_left_out(tmp_path, tiny_
 def test_other_ways_take_their_steps(tmp_path, tiny_model, algo):
     rows, _ = small(tmp_path / "run", tiny_model, algo=algo)
     assert rows[-1]["version"] == sum(r["es/flat"] == 0 for r in rows) >= 1
+    assert all(r["update_norm"] > 0 and r["distance"] > 0 for r in rows if r["es/flat"] == 0)
 
 
 @pytest.mark.long
