@@ -162,6 +162,10 @@ def blend(outs: Tensors, masters: Tensors, terms: Sequence[Noise], drawing: Draw
     float32, in the order of `terms`. Returns the Euclidean length of what an update added. Blocks are
     spread over as many threads as torch has; the result does not depend on how many.
     """
+    if drawing.rank and terms and not drawing.matrices:
+        raise ValueError(
+            f"noise of rank {drawing.rank} needs the names of the matrices it applies to"
+        )
     jobs = [
         job for i, n in enumerate(masters) for job in _jobs(i, n, outs, masters, terms, drawing)
     ]

@@ -189,6 +189,24 @@ def test_a_step_replayed_from_seeds_is_the_learners_and_is_proved(sampler, rank)
         sampler.load(wrong, wrong.source)
 
 
+def test_a_low_rank_step_moves_the_linear_maps_of_master_and_engine(sampler, rank, tiny_model):
+    before = {n: m.clone() for n, m in rank._master.items()}
+    terms = [Noise(1, 0.02), Noise(2, -0.01)]
+    rank.add_noise(NoiseStep(pack(terms), Drawing(rank=1), by_seeds=True))
+    update = sent(rank, 1)
+    sampler.load(update, update.source)
+    names = linear_weights(tiny_model)
+    drawing = Drawing(rank=1, matrices=names)
+    for name, master in rank._master.items():
+        expected = before[name]
+        if name in names:
+            for term in terms:
+                expected = expected + term.scale * noise(term.seed, name, master.shape, drawing)
+            assert not torch.equal(master, before[name])
+        assert torch.allclose(master, expected, atol=1e-6)
+        assert torch.equal(sampler._engine.weights()[name], master)
+
+
 def test_a_gap_is_not_skipped_and_a_snapshot_closes_it(sampler, rank):
     step = NoiseStep(pack([Noise(1, 0.02)]), Drawing(), by_seeds=True)
     for version in (1, 2):
