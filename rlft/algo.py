@@ -9,17 +9,20 @@ from rlft.types import Group, Term, Ticket, WeightUpdate
 
 if TYPE_CHECKING:
     from rlft.collecting import Collecting
+    from rlft.config import Config
     from rlft.run import Run
 
 
 class Algo:
     """Base of algorithms. `collect` gathers groups for a ticket, `learn` turns them into an update.
 
-    samples: whether `collect` needs samplers; max_staleness: how many updates old its data may be.
+    samples: whether `collect` needs samplers; max_staleness: how many updates old its data may be;
+    by_noise: its updates are noise added to the weights (`Run.add_noise`), and not a `fit`.
     """
 
     samples: ClassVar[bool] = True
     max_staleness: ClassVar[int] = 0
+    by_noise: ClassVar[bool] = False
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -36,6 +39,11 @@ class Algo:
     def critic(self) -> str | None:
         """The Hugging Face folder that a critic starts from; None: the policy's."""
         return None
+
+    def check(self, cfg: Config) -> list[str]:
+        """Raises ConfigError where the rest of the configuration does not suit; returns what a person
+        should know before the run."""
+        return []
 
     def init_state(self) -> Any:
         """State that changes while running, if there is any; saved with each checkpoint."""

@@ -7,7 +7,7 @@ put them; a trajectory knows where.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import ray
@@ -16,6 +16,7 @@ from ray import cloudpickle
 from rlft.cluster.fleet import Fleet, Question
 from rlft.config import Config
 from rlft.errors import ConfigError
+from rlft.learning.noise import Drawing, Noise
 from rlft.policy.text import Text
 from rlft.reference import Demo, Wanted, demo_member, demo_row, sampled_member, wanted
 from rlft.rewards.places import joined, places
@@ -76,6 +77,43 @@ class Collector:
                 named = (replace(m, id=f"{name}.{j}") for j, m in enumerate(members))
                 groups.append(Group(task, tuple(named)))
         return groups
+
+    def population(
+        self,
+        tasks: Sequence[Task],
+        members: Mapping[int, Noise],
+        drawing: Drawing,
+        key: Key,
+        greedy: bool,
+        together: int,
+    ) -> tuple[list[Group], float]:
+        """Groups with one completion a member, and the seconds spent perturbing, by all samplers; see
+        `Collecting.population`."""
+        sampling = self._sampling(greedy, None)
+        asks = [
+            self._wanted(task, [key.child(place).seed(31)], sampling, None, place).asks[0]
+            for place, task in enumerate(tasks)
+        ]
+        numbers = list(members)
+        units = [numbers[i : i + together] for i in range(0, len(numbers), together)]
+        answers = self._fleet.share_out(
+            [_evaluating([members[i] for i in unit], drawing, asks, sampling) for unit in units],
+            "rollout",
+            self._cfg.deadlines.rollout,
+        )
+        columns: list[list[Trajectory]] = [[] for _ in tasks]
+        spent = 0.0
+        for unit, ((seconds, perturbing, _, heads), rows) in zip(units, answers, strict=True):
+            self._fleet.was_busy("samplers", seconds)
+            spent += perturbing
+            found = ((head, RowRef(rows, i)) for i, head in enumerate(heads))
+            for member in unit:
+                for place, (task, ask) in enumerate(zip(tasks, asks, strict=True)):
+                    one = sampled_member(
+                        f"{key.path[-1]}.{place}.{member}", task, ask, *next(found)
+                    )
+                    columns[place].append(replace(one, member=member))
+        return [Group(t, tuple(c)) for t, c in zip(tasks, columns, strict=True)], spent
 
     def demos(self, tasks: Sequence[Task], version: int) -> list[Group]:
         """Each task that has reference responses, with them as members of origin `demo`.
@@ -163,6 +201,14 @@ class Collector:
 
 def _generating(asks: Sequence[Ask], sampling: Sampling) -> Question:
     return lambda handle: handle.generate.options(num_returns=2).remote(asks, sampling)
+
+
+def _evaluating(
+    members: Sequence[Noise], drawing: Drawing, asks: Sequence[Ask], sampling: Sampling
+) -> Question:
+    return lambda handle: handle.population.options(num_returns=2).remote(
+        members, drawing, asks, sampling
+    )
 
 
 def _scoring(items: list[bytes]) -> Question:

@@ -13,6 +13,7 @@ from typing import Any
 from rlft.collect import Collector
 from rlft.config import Config
 from rlft.filters import drop_errors
+from rlft.learning.noise import Drawing, Noise
 from rlft.record.metrics import StepRow
 from rlft.record.records import Records
 from rlft.record.summary import collected, drawn
@@ -58,6 +59,29 @@ class Collecting:
         with self.row.timed("rollout"):
             groups = self._collector.sample(tasks, n, key, greedy, max_tokens, guide)
         self._drew(drawn(groups))
+        return groups
+
+    async def population(
+        self,
+        tasks: Sequence[Task],
+        members: Mapping[int, Noise],
+        drawing: Drawing,
+        *,
+        key: Key,
+        greedy: bool = True,
+        together: int = 1,
+    ) -> list[Group]:
+        """One completion of each task under each of `members`, unscored; group `i` belongs to `tasks[i]`.
+
+        members: by their number in the population, which their trajectories carry. The unit of work
+        is `together` members with all their prompts, given to whichever sampler is free: who evaluates
+        what does not change the result. Seeds are common to all members.
+        """
+        with self.row.timed("rollout"):
+            groups, perturbing = self._collector.population(
+                tasks, members, drawing, key, greedy, together
+            )
+        self.row["time/perturb_s"] = self.row.get("time/perturb_s", 0.0) + perturbing
         return groups
 
     async def score(self, groups: Sequence[Group]) -> list[Group]:

@@ -21,6 +21,7 @@ from rlft.errors import GuardStop, NonFinite
 from rlft.filters import members_of
 from rlft.learning.fit import FitJob, FitReport
 from rlft.learning.job import fit_job
+from rlft.learning.noise import Drawing, Noise, NoiseStep
 from rlft.losses.aggregate import Aggregation
 from rlft.policy.text import Text
 from rlft.prefetch import prefetch
@@ -141,6 +142,40 @@ class Run:
         )
         with self._row.timed("measure"), self._fleet.samplers_asleep():
             return dict(self._ask_learners(job, members)[0].metrics)
+
+    def add_noise(self, step: NoiseStep) -> WeightUpdate:
+        """Moves the weights along seeds; returns the update to publish. For algorithms `by_noise`."""
+        report = self._of_master("add_noise", step)
+        self._row.update(report)
+        return WeightUpdate(self.version + 1, self.version, "noise", ())
+
+    def losses(
+        self, groups: Sequence[Group], probes: Sequence[Noise], drawing: Drawing
+    ) -> list[float]:
+        """The mean negative log-likelihood of all members' tokens under each of `probes`, in nats."""
+        members, _ = members_of(groups)
+        found = self._of_master("losses", probes, drawing, [m.row for m in members])
+        self._row["rows"] = len(members)
+        return found
+
+    def keep_best(self) -> None:
+        """The learner keeps the weights of now, for `recall_best`. For algorithms `by_noise`."""
+        self._of_master("keep_best")
+
+    def recall_best(self) -> WeightUpdate:
+        """Puts the weights of the last `keep_best` back; returns the update to publish."""
+        self._of_master("recall_best")
+        return WeightUpdate(self.version + 1, self.version, "full", ())
+
+    def _of_master(self, method: str, *args: Any) -> Any:
+        self._console.phase("learn", self.step + 1)
+        began, limit = time.monotonic(), self.cfg.deadlines.learn
+        with self._row.timed("learn"), self._fleet.samplers_asleep():
+            [answer] = self._fleet.all(
+                self._fleet.learners, method, *args, what="learn", deadline_s=limit
+            )
+        self._fleet.was_busy("learners", time.monotonic() - began)
+        return answer
 
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""

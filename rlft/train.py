@@ -75,7 +75,7 @@ def train(
                 cfg = _after_warm_start(cfg, folder, resume or again, console.say)
                 start = start_folder(cfg, folder)
                 check_prompts(cfg, algo, start, tasks, held_out)
-            for line in plan.lines:
+            for line in (*plan.lines, *algo.check(cfg)):
                 console.say(line)
             attempt = _Attempt(cfg, algo, tasks, held_out, folder, start, plan, console)
             return _until_done(attempt, position, restarts=int(again))
@@ -116,8 +116,10 @@ class _Attempt:
         waits = Waits(self.console.say, self.folder / "stacks", self.cfg.deadlines.notice)
         needs, critic = self.algo.needs, _critic(self.algo)
         began = time.monotonic()
-        say = self.console.say
-        fleet = start_fleet(self.cfg, self.plan, waits, self.start, needs, say, critic)
+        say, by_noise = self.console.say, self.algo.by_noise
+        fleet = start_fleet(
+            *(self.cfg, self.plan, waits, self.start, needs, say, critic), by_noise=by_noise
+        )
         self.console.say(
             f"started {fleet.census()} in {time.monotonic() - began:.1f} s; run folder {self.folder}"
         )

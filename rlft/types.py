@@ -85,10 +85,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to complete once. prompt_ids: tokens `[L]`; seed: in `[0, 2**31)`."""
+    """One prompt to complete once. prompt_ids: tokens `[L]`; seed: in `[0, 2**31)`; member: which of
+    the members of a population that an engine evaluates together."""
 
     prompt_ids: tuple[int, ...]
     seed: int
+    member: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ class Trajectory:
     """One attempt at a task, as the driver sees it: numbers and text, no per-token arrays.
 
     version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`;
-    given_tokens: how many of the response's first tokens came from a demonstration.
+    given_tokens: how many of the response's first tokens came from a demonstration; member: which
+    member of a population drew it, -1: none, but the policy itself.
     """
 
     id: str
@@ -187,6 +190,7 @@ class Trajectory:
     row: RowRef
     outcome: Outcome | None = None
     given_tokens: int = 0
+    member: int = -1
 
     @property
     def reward(self) -> float | None:

@@ -110,6 +110,44 @@ class Fleet:
             for value, answer in zip(values, answers, strict=True)
         ]
 
+    def share_out(self, questions: Sequence[Question], what: str, deadline_s: float) -> list:
+        """Puts each question to whichever sampler is free; returns the answers in the questions' order.
+
+        A sampler that is lost is replaced and asked again the question it had. See `ask` for
+        questions with several answers; each question has a deadline of its own.
+        """
+        lanes: list[Owner] = list(self.samplers[: len(questions)])
+        waiting = iter(range(len(lanes), len(questions)))
+        at = list(range(len(lanes)))
+        asked: list[Any] = [q(lane.handle) for q, lane in zip(questions, lanes, strict=False)]
+        answers: list[Any] = [None] * len(questions)
+        slow: set[int] = set()
+
+        def put(lane: int) -> tuple[Owner, Any]:
+            asked[lane] = questions[at[lane]](lanes[lane].handle)
+            return lanes[lane], _first(asked[lane])
+
+        def revive(lane: int, error: RlftError) -> tuple[Owner, Any]:
+            if isinstance(error, DeadlineExceeded):
+                if at[lane] in slow:
+                    raise RecoveryFailed(f"a second time, with a new actor: {error}") from error
+                slow.add(at[lane])
+            lanes[lane] = self._replacement(lanes[lane], error)
+            return put(lane)
+
+        def then(lane: int, value: Any) -> tuple[Owner, Any] | None:
+            answer = asked[lane]
+            answers[at[lane]] = (value, *answer[1:]) if isinstance(answer, list) else value
+            following = next(waiting, None)
+            if following is None:
+                return None
+            at[lane] = following
+            return put(lane)
+
+        pending = [(o, _first(a)) for o, a in zip(lanes, asked, strict=True)]
+        self.waits.get(pending, what, deadline_s, revive, then)
+        return answers
+
     def was_busy(self, role: str, seconds: float) -> None:
         """Notes that an actor of `role` worked for so long."""
         with self._busy_lock:
@@ -214,11 +252,14 @@ def start_fleet(
     needs: frozenset[str],
     say: Callable[[str], None],
     critic: str | None = None,
+    *,
+    by_noise: bool = False,
 ) -> Fleet:
     """Starts samplers, learner ranks and reward workers in parallel; returns when all answer.
 
     folder: the Hugging Face folder to start from; needs: batch fields that the algorithm's terms read;
     critic: where a critic starts, if they read its values; None: at `folder`.
+    by_noise: the learner is a master that moves by noise (`NoiseRank`), without a gradient.
     """
     waits.stage = "start"
     group = placement_group(list(plan.bundles), strategy="PACK")
@@ -226,7 +267,8 @@ def start_fleet(
     try:
         placed = Owner("the placement of actors (does the cluster have free resources?)")
         waits.get([(placed, group.ready())], "placement", min(cfg.deadlines.start, 120))
-        fleet = Fleet(cfg, _posts(cfg, plan, group, folder, needs, critic), group, waits)
+        posts = _posts(cfg, plan, group, folder, needs, critic, by_noise)
+        fleet = Fleet(cfg, posts, group, waits)
         _connect(fleet, cfg, say)
     except BaseException:
         if fleet is None:
@@ -238,11 +280,19 @@ def start_fleet(
 
 
 def _posts(
-    cfg: Config, plan: Plan, group: Any, folder: Path, needs: frozenset[str], critic: str | None
+    cfg: Config,
+    plan: Plan,
+    group: Any,
+    folder: Path,
+    needs: frozenset[str],
+    critic: str | None,
+    by_noise: bool,
 ) -> dict[str, list[Post]]:
     # Imported here, in the driver, for their class only; what they import heavily stays in the actors.
+    from rlft.learning.noise_rank import NoiseRank
     from rlft.learning.rank import LearnerRank
     from rlft.rewards.worker import RewardWorker
+    from rlft.sampling.population import PopulationSampler
     from rlft.sampling.sampler import Sampler
 
     def options(bundle: int, threads: int, gpus: float, shared: bool) -> dict[str, Any]:
@@ -253,7 +303,7 @@ def _posts(
         Post(
             f"sampler {index}",
             "completions",
-            Sampler,
+            PopulationSampler if by_noise else Sampler,
             (cfg, folder),
             options(plan.sampler_bundle[index], plan.sampler_threads, cfg.sampler.gpus, shared),
         )
@@ -263,8 +313,8 @@ def _posts(
         Post(
             f"learner {rank}",
             "micro-batches",
-            LearnerRank,
-            (cfg, rank, folder, needs, critic),
+            NoiseRank if by_noise else LearnerRank,
+            (cfg, rank, folder, needs) if by_noise else (cfg, rank, folder, needs, critic),
             options(plan.learner_bundle[rank], plan.learner_threads, cfg.learner.gpus, shared),
         )
         for rank in range(cfg.learner.num)

@@ -48,6 +48,9 @@ Revive = Callable[[int, RlftError], tuple[Owner, Any]]
 """Given the place of a wait and what ended it (death or deadline), returns whom and what to wait for in
 its stead, or raises."""
 
+Then = Callable[[int, Any], tuple[Owner, Any] | None]
+"""Given the place of a wait and its value, returns whom and what to wait for next there, or None."""
+
 
 class Waits:
     """The waits of one process. `say` prints a line; stacks are saved below `folder`."""
@@ -69,8 +72,9 @@ class Waits:
         what: str,
         deadline_s: float,
         revive: Revive | None = None,
+        then: Then | None = None,
     ) -> list[Any]:
-        """Values of the references in `pending`, in order.
+        """Values of the references in `pending`, in order; with `then`, the last value of each place.
 
         Raises DeadlineExceeded naming who is late, ActorDied naming whose process is gone or frozen,
         ActorFailed naming who raised; an error of our own family is raised as it is. A death and a
@@ -85,7 +89,8 @@ class Waits:
                 raise Abandoned(f"{self.stage}: nobody needs {what} any more")
             spent = time.monotonic() - min(waits[place].began for place in left)
             pause = max(0.01, min(_SLICE_S, deadline_s - spent))
-            ready, _ = ray.wait([waits[p].ref for p in left], num_returns=len(left), timeout=pause)
+            few = len(left) if then is None else 1
+            ready, _ = ray.wait([waits[p].ref for p in left], num_returns=few, timeout=pause)
             done, now = set(ready), time.monotonic()
             late = [
                 p for p in left if waits[p].ref not in done and now - waits[p].began >= deadline_s
@@ -97,7 +102,12 @@ class Waits:
                 wait = waits[place]
                 try:
                     if wait.ref in done:
-                        values[place] = self._fetch(wait.owner, wait.ref, what)
+                        value = self._fetch(wait.owner, wait.ref, what)
+                        following = then(place, value) if then else None
+                        if following is None:
+                            values[place] = value
+                        else:
+                            waits[place] = _Wait(*following, time.monotonic())
                     elif place in late:
                         raise self._expired([wait], what)
                     else:

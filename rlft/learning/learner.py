@@ -172,7 +172,7 @@ class Learner(Trained):
         dtype = getattr(torch, self.cfg.model.dtype)
         causal = self.policy.causal_lm()
         tied = bool(getattr(causal.config, "tie_word_embeddings", False))
-        merged = _merged_deltas(causal)
+        merged = merged_deltas(causal)
         gathered = self.cfg.learner.zero_stage == 3  # then what is yielded outlives the parameter
         for name, parameter in causal.named_parameters(remove_duplicate=not tied):
             if "lora_" in name or (tied and name == "lm_head.weight"):
@@ -192,7 +192,7 @@ class Learner(Trained):
         yield from adapter_tensors(self.policy.causal_lm(), self._gathered)
 
 
-def _merged_deltas(
+def merged_deltas(
     causal: Any,
 ) -> dict[str, tuple[tuple[torch.nn.Parameter, torch.nn.Parameter], float]]:
     """For each adapted weight: its (A [r, in], B [out, r]) and scale."""

@@ -102,7 +102,7 @@ class LearnerRank:
     def fit(self, job: FitJob, refs: list[RowRef]) -> FitReport:
         """Takes the optimizer steps of `job`. `refs`: where each row lies. A collective."""
         mine = sorted({r for update in job.updates for m in update.ranks[self._rank] for r in m})
-        return self.fit_rows(job, _rows(mine, refs, self._cfg.deadlines.learn))
+        return self.fit_rows(job, fetch_rows(mine, refs, self._cfg.deadlines.learn))
 
     def fit_rows(self, job: FitJob, rows: Mapping[int, Row]) -> FitReport:
         """`fit` with this rank's rows at hand, by index. A collective."""
@@ -205,7 +205,7 @@ def _steps_in_tokens(job: FitJob, rows: Mapping[int, Row], text: Text) -> dict[i
     }
 
 
-def _rows(wanted: list[int], refs: list[RowRef], deadline_s: float) -> dict[int, Row]:
+def fetch_rows(wanted: list[int], refs: list[RowRef], deadline_s: float) -> dict[int, Row]:
     """Fetches rows by index; each stored list is fetched once."""
     places: dict[Any, list[int]] = {}
     for index in wanted:

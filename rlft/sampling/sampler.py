@@ -88,6 +88,13 @@ class Sampler:
         requests = [Request(ask.prompt + ask.prefix, seed) for ask, seed in jobs]
         desk = (self._desk,) if self._cfg.max_staleness else ()
         completions = self._engine.generate(requests, sampling, *desk)
+        heads, rows = self._described(jobs, completions, sampling)
+        return (time.monotonic() - began, self._desk.version, heads), rows
+
+    def _described(
+        self, jobs: Sequence[tuple[Ask, int]], completions: list[Completion], sampling: Sampling
+    ) -> tuple[list[Head], list[Row]]:
+        """What the driver learns of each completion, and its row."""
         held = self._desk.version
         heads, rows = [], []
         for (ask, _), whole in zip(jobs, completions, strict=True):
@@ -96,7 +103,7 @@ class Sampler:
             versions = (held, held) if drawn is None else (int(drawn.min()), int(drawn.max()))
             heads.append((text, len(completion.ids), not completion.stopped, versions))
             rows.append(_row(ask, completion))
-        return (time.monotonic() - began, held, heads), rows
+        return heads, rows
 
     @ray.method(concurrency_group="between")
     def between(self, job: int, method: str, *args: Any) -> Any:

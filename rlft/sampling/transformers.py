@@ -7,7 +7,7 @@ all the short ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from rlft.errors import WeightsMismatch
+from rlft.learning.noise import Drawing, Noise
 from rlft.sampling.desk import Desk
+from rlft.sampling.low_rank import RowNoise
 from rlft.types import Completion, Request, Sampling
 
 
@@ -42,6 +44,7 @@ class TransformersEngine:
         self._model = loaded.to(self._device).eval().requires_grad_(False)
         self._max_batch = max_batch
         self._finished, self._asked = 0, 0
+        self._row_noise: RowNoise | None = None
 
     @torch.inference_mode()
     def generate(
@@ -51,13 +54,29 @@ class TransformersEngine:
         self._finished, self._asked = 0, len(requests)
         # Similar lengths together: less padding. The result of a row does not depend on its batch
         # beyond rounding, and the batches depend on the requests alone.
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
+        order = sorted(
+            range(len(requests)), key=lambda i: (requests[i].member, len(requests[i].prompt_ids), i)
+        )
         done: dict[int, Completion] = {}
         for start in range(0, len(order), self._max_batch):
             part = order[start : start + self._max_batch]
             completions = self._decode([requests[i] for i in part], sampling, desk)
             done.update(zip(part, completions, strict=True))
         return [done[i] for i in range(len(requests))]
+
+    @torch.inference_mode()
+    def generate_members(
+        self,
+        requests: list[Request],
+        sampling: Sampling,
+        members: Sequence[Noise],
+        drawing: Drawing,
+    ) -> list[Completion]:
+        """`generate`, each request under its member's low-rank noise; the weights stay as they are."""
+        with RowNoise(self._model, members, drawing) as self._row_noise:
+            completions = self.generate(requests, sampling)
+        self._row_noise = None
+        return completions
 
     def _decode(
         self, requests: list[Request], sampling: Sampling, desk: Desk | None
@@ -81,6 +100,7 @@ class TransformersEngine:
         versions: list[list[int]] = [[] for _ in requests]
         stopped = [False] * num
         cache = DynamicCache(config=self._model.config)
+        self._place(requests, alive)
         for step in range(sampling.max_tokens):
             if desk is not None:
                 desk.serve()
@@ -115,6 +135,7 @@ class TransformersEngine:
                 cache.batch_select_indices(kept)
                 ids, attention, position = ids[kept], attention[kept], position[kept]
                 alive, running = alive[keep], running[keep]
+                self._place(requests, alive)
         self._finished += int(running.sum())
         return [
             Completion(
@@ -142,8 +163,16 @@ class TransformersEngine:
                 raise WeightsMismatch(f"the engine's model has no parameter {name!r}")
             own[name].copy_(tensor)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The parameters themselves, to be changed in place."""
+        return dict(self._model.named_parameters())
+
     def progress(self) -> tuple[int, int]:
         return self._finished, self._asked
+
+    def _place(self, requests: list[Request], alive: torch.Tensor) -> None:
+        if self._row_noise is not None:
+            self._row_noise.place([requests[i].member for i in alive.tolist()])
 
     def sleep(self) -> None:
         """Moves the weights to the host, off a GPU that the learner needs."""

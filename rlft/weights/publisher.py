@@ -57,6 +57,8 @@ class Publisher:
             calls += [(o, self._of_sampler("take")(o.handle)) for o in fleet.samplers]
         sent = fleet.waits.get(calls, "publish", limit)[0]
         load = self._of_sampler("load", sent, sent.source)
+        if sent.kind == "noise":
+            load = self._replay_or_load(sent)
         fleet.ask([(o, load) for o in fleet.samplers], "publish", limit)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
@@ -70,6 +72,22 @@ class Publisher:
         self._own = fleet.waits.get(own, "canary", limit)[0]
         engines = {o.name: a for o, a in zip(fleet.samplers, answers, strict=True)}
         return self._watch.check(self._own, engines, sent.manifest)
+
+    def _replay_or_load(self, sent: WeightUpdate) -> Question:
+        """A step for samplers that hold its base; the weights for one that is started meanwhile."""
+        holders = {sampler.handle for sampler in self._fleet.samplers}
+
+        def ask(handle: Any) -> Any:
+            update = sent if handle in holders else self._snapshot(sent.version)
+            return handle.load.remote(update, update.source)
+
+        return ask
+
+    def _snapshot(self, version: int) -> WeightUpdate:
+        """The weights of `version`, which the learner still holds."""
+        first = self._fleet.learners[0]
+        asked = [(first, first.handle.snapshot.remote(version))]
+        return self._fleet.waits.get(asked, "a snapshot", self._limit_s)[0]
 
     def _of_sampler(self, method: str, *args: Any) -> Question:
         """Asks for `method(*args)`: now, or between two tokens if samplers may be decoding."""
@@ -92,6 +110,8 @@ class Publisher:
         held, waits, limit = self._held, self._fleet.waits, self._limit_s
         if held is None:
             return
+        if held.kind == "noise":
+            held = self._snapshot(held.version)
         waits.get(
             [(newcomer, newcomer.handle.load.remote(held, held.source))], "catching up", limit
         )

@@ -14,6 +14,13 @@ def vowels(completion: str, task: Any) -> dict[str, float]:
     return {"reward": even / 10 + len(completion) / 100, "even": float(even)}
 
 
+def failing(completion, task):
+    """Fails for answers of some members, whenever it is asked."""
+    if completion.startswith(("2", "3")):
+        raise ZeroDivisionError("planned")
+    return vowels(completion, task)
+
+
 def tree(model: Path, **changes: Any) -> dict[str, Any]:
     """The configuration of a six-step GRPO run on `model`; dotted keys change it."""
     base: dict[str, Any] = {

@@ -1,0 +1,93 @@
+"""MeZO: fine-tuning with just forward passes (Malladi et al., arXiv 2305.17333, algorithm 1).
+
+The loss is measured at `theta + eps z` and `theta - eps z`; their difference over `2 eps` is the slope
+along z, and the weights move by minus lr times it along z (SPSA). `objective: loss` is the likelihood
+of the tasks' demonstrations, teacher-forced; `objective: reward` needs no derivative to exist: it is
+minus the mean reward of answers, and then one step is one antithetic pair of evolution strategies.
+Departures: restored from a float32 master instead of subtracted back; noise keyed by parameter name.
+Left out: weight decay towards 0, prefix tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from algos.es import ES
+from rlft.algo import Algo
+from rlft.check.by_noise import check_by_noise
+from rlft.config import Positive
+from rlft.errors import ConfigError, DataError
+from rlft.learning.noise import Drawing, Noise, NoiseStep, pack
+from rlft.schedule import Scheduled, value_at
+from rlft.types import Group, Term, Ticket, WeightUpdate
+
+
+@dataclass(frozen=True)
+class MeZO(Algo):
+    """objective: what is measured; eps: how far the probes lie from the weights; lr: of the step;
+    directions: how many slopes a step averages, two evaluations each."""
+
+    by_noise: ClassVar[bool] = True
+
+    objective: Literal["loss", "reward"] = "loss"
+    eps: Scheduled = 1e-3
+    lr: Scheduled = 1e-6
+    directions: Positive = 1
+
+    def __post_init__(self) -> None:
+        least = min(value_at(self.eps, step) for step in (0, 10**9))
+        if least <= 0:
+            raise ConfigError(f"algo.eps must be above 0, got {least:g}: the probes have to differ")
+
+    @property
+    def samples(self) -> bool:  # type: ignore[override]
+        """Losses are measured by the learner; rewards need answers."""
+        return self.objective == "reward"
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return ()  # nothing is differentiated
+
+    def check(self, cfg) -> list[str]:
+        return check_by_noise(cfg, 0, perturbs_engines=self.samples)
+
+    @property
+    def pairs(self) -> ES:
+        """The same step on rewards, as evolution strategies see it."""
+        return ES(2 * self.directions, self.eps, self.lr, antithetic=True, shaping="raw")
+
+    async def collect(self, run, ticket: Ticket) -> list[Group]:
+        if self.samples:
+            return await self.pairs.collect(run, ticket)
+        groups = await run.demos(ticket.tasks)
+        if not groups:
+            raise DataError(
+                "none of the step's tasks has a demonstration; MeZO on losses needs Task.demos, or "
+                "set algo.objective=reward"
+            )
+        return groups
+
+    def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
+        if self.samples:
+            return self.pairs.learn(run, groups)
+        probes = self.pairs.members(run.key, run.step)
+        drawing = Drawing("hashed", run.cfg.model.dtype)
+        losses = run.losses(groups, probes, drawing)
+        eps, lr = value_at(self.eps, run.step), value_at(self.lr, run.step)
+        slope = slopes(losses, eps)
+        run.note({"loss/nll": sum(losses) / len(losses), "lr": lr, "es/sigma": eps})
+        run.note({"es/flat": float(not any(slope))})
+        if not any(slope):
+            return None
+        terms = [
+            Noise(probe.seed, -lr / self.directions * g)
+            for probe, g in zip(probes[::2], slope, strict=True)
+        ]
+        return run.add_noise(NoiseStep(pack(terms), drawing))
+
+
+def slopes(losses: Sequence[float], eps: float) -> list[float]:
+    """`(L+ - L-) / (2 eps)` of each pair."""
+    return [(up - down) / (2 * eps) for up, down in zip(losses[::2], losses[1::2], strict=True)]

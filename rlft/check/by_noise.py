@@ -1,0 +1,46 @@
+"""What methods that move weights by noise need of the rest of a configuration."""
+
+from __future__ import annotations
+
+from rlft import registry
+from rlft.config import Config
+from rlft.errors import ConfigError
+
+
+def check_by_noise(cfg: Config, rank: int, *, perturbs_engines: bool = True) -> list[str]:
+    """Raises ConfigError where `cfg` does not suit; returns what a person should know.
+
+    rank: of the noise, 0 for full; perturbs_engines: answers are drawn under perturbed weights.
+    """
+    learner, faults = cfg.learner, []
+    if learner.num != 1 or learner.zero_stage:
+        faults.append(
+            f"the weights have one master: set learner.num=1 and learner.zero_stage=0 "
+            f"(got {learner.num} and {learner.zero_stage})"
+        )
+    if cfg.publish.transport != "object_store":
+        faults.append(f"publish.transport is {cfg.publish.transport}; set object_store")
+    if cfg.record.bundles or cfg.record.bundle_every:
+        faults.append("a step without a gradient cannot be replayed: leave record.bundle* out")
+    if perturbs_engines:
+        if cfg.model.lora is not None:
+            faults.append(
+                "engines are perturbed in their own weights: leave model.lora out (algo.rank gives "
+                "low-rank noise)"
+            )
+        if bool(learner.gpus) != bool(cfg.sampler.gpus):
+            faults.append(
+                f"noise depends on the type of device, so learner and samplers need the same: "
+                f"learner.gpus is {learner.gpus:g}, sampler.gpus {cfg.sampler.gpus:g}"
+            )
+        if cfg.rewards.on_error == "refill":
+            faults.append("a member's answers cannot be replaced: set rewards.on_error=shrink")
+    if faults:
+        raise ConfigError("; ".join(faults))
+    engine = registry.resolve("engine", cfg.sampler.engine)
+    if rank and perturbs_engines and not hasattr(engine, "generate_members"):
+        return [
+            f"engine {cfg.sampler.engine} cannot add low-rank noise row by row: members are evaluated one "
+            f"at a time, under whole perturbed weights (the same noise, slower)"
+        ]
+    return []

@@ -1,0 +1,140 @@
+"""The sampler of evolution strategies: draws the answers of members, each under weights of its own.
+
+It keeps the float32 master that it was last sent, as it lies in the object store (all samplers of a
+node share that memory), or as its own copy once it has replayed a step. A member's weights overwrite
+those of the member before; before anything else is asked of the engine, `cast(master)` is put back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlft.errors import WeightsMismatch
+from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, take_step
+from rlft.learning.start_weights import StartWeights
+from rlft.sampling.low_rank import with_matrices
+from rlft.sampling.sampler import Ask, Head, Sampler
+from rlft.types import Request, Row, Sampling, WeightUpdate
+from rlft.weights.fingerprint import check_manifest, fingerprint
+
+
+class PopulationSampler(Sampler):
+    """A sampler that can perturb its engine's weights. Its master is the learner's, proved by hashes."""
+
+    _master: dict[str, torch.Tensor]
+    _owned = False
+    _pristine = True
+
+    def load(self, update: WeightUpdate, payload: Any) -> int:
+        """Takes a master, or replays a step on the one it holds; both proved tensor by tensor.
+
+        Raises WeightsMismatch, also for a step that does not apply to the version held.
+        """
+        if update.kind == "noise":
+            return self._replay(update)
+        version = super().load(update, payload)
+        self._master = dict(self._transport.receive(update, payload))
+        self._owned, self._pristine = False, True
+        return version
+
+    def generate(
+        self, asks: Sequence[Ask], sampling: Sampling
+    ) -> tuple[tuple[float, int, list[Head]], list[Row]]:
+        """See `Sampler.generate`; under the master's weights."""
+        self._restore()
+        return super().generate(asks, sampling)
+
+    def score(self, ids: list[int]) -> np.ndarray:
+        """See `Sampler.score`; under the master's weights."""
+        self._restore()
+        return super().score(ids)
+
+    def population(
+        self, members: Sequence[Noise], drawing: Drawing, asks: Sequence[Ask], sampling: Sampling
+    ) -> tuple[tuple[float, float, int, list[Head]], list[Row]]:
+        """Completes every prompt under every member: all of the first member's, then the second's.
+
+        Returns ((seconds it took, of which perturbing, version held, heads), rows). Low-rank members
+        go through together if the engine can add noise row by row, else one at a time like others.
+        """
+        began = time.monotonic()
+        jobs = [(ask, seed) for ask in asks for seed in ask.seeds]
+        drawing = with_matrices(drawing, self._folder)
+        together = drawing.rank and hasattr(self._engine, "generate_members")
+        heads: list[Head] = []
+        rows: list[Row] = []
+        perturbing = 0.0
+        for part in [list(members)] if together else [[m] for m in members]:
+            requests = [
+                Request(ask.prompt + ask.prefix, seed, place)
+                for place in range(len(part))
+                for ask, seed in jobs
+            ]
+            if together:
+                self._restore()
+                done = self._engine.generate_members(requests, sampling, part, drawing)
+            else:
+                perturbing += self._perturb(part, drawing)
+                done = self._engine.generate(requests, sampling)
+            found = self._described(jobs * len(part), done, sampling)
+            heads += found[0]
+            rows += found[1]
+        return (time.monotonic() - began, perturbing, self._desk.version, heads), rows
+
+    def _perturb(self, terms: Sequence[Noise], drawing: Drawing) -> float:
+        """Puts `cast(master + noise)` into the engine: in place if it exposes its weights, else
+        through a reload. Returns the seconds that took."""
+        began = time.monotonic()
+        self._pristine = False
+        own = self._engine.weights() if hasattr(self._engine, "weights") else None
+        with torch.inference_mode():
+            if own is not None:
+                blend(own, self._master, terms, drawing)
+            else:
+                self._engine.load(self._stream(terms, drawing))
+        return time.monotonic() - began
+
+    def _stream(
+        self, terms: Sequence[Noise], drawing: Drawing
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        dtype = getattr(torch, self._cfg.model.dtype)
+        if drawing.mode == "iid":  # numbers its tensors
+            whole = {n: torch.empty_like(m, dtype=dtype) for n, m in self._master.items()}
+            blend(whole, self._master, terms, drawing)
+            yield from whole.items()
+            return
+        for name, master in self._master.items():
+            out = torch.empty_like(master, dtype=dtype)
+            blend({name: out}, {name: master}, terms, drawing)
+            yield name, out
+
+    def _restore(self) -> None:
+        if not self._pristine:
+            self._perturb((), Drawing())
+            self._pristine = True
+
+    def _replay(self, update: WeightUpdate) -> int:
+        step, held = update.source, self._desk.version
+        assert isinstance(step, NoiseStep)
+        if held != update.base:
+            raise WeightsMismatch(
+                f"{self._name} holds version {held} and was sent a step from {update.base} to "
+                f"{update.version}; it needs the weights themselves"
+            )
+        if not self._owned:  # what lies in the object store belongs to all, and is read-only
+            self._master = {n: m.clone() for n, m in self._master.items()}
+            self._owned = True
+        whole = replace(step, drawing=with_matrices(step.drawing, self._folder))
+        take_step(self._master, whole, StartWeights(self._folder, self._cfg))
+        handed = (fingerprint(n, t.cpu()) for n, t in self._master.items())
+        check_manifest(update.manifest, handed, receiver=self._name)
+        self._pristine = False
+        self._restore()
+        self._desk.version = update.version
+        return update.version
