@@ -79,7 +79,7 @@ class ES(Algo):
     def terms(self) -> tuple[Term, ...]:
         return ()  # nothing is differentiated
 
-    def check(self, cfg) -> list[str]:
+    def suits(self, cfg) -> list[str]:
         return check_by_noise(cfg, self.rank)
 
     def init_state(self) -> Ratchet | None:

@@ -50,7 +50,7 @@ class MeZO(Algo):
     def terms(self) -> tuple[Term, ...]:
         return ()  # nothing is differentiated
 
-    def check(self, cfg) -> list[str]:
+    def suits(self, cfg) -> list[str]:
         return check_by_noise(cfg, 0, perturbs_engines=self.samples)
 
     @property

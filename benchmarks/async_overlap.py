@@ -140,7 +140,7 @@ def driver(samplers: int, prompts: int, group: int) -> float:
         "env": "addition",
         "model": {"build": "envs.addition:build_model", "max_length": 64},
         "sampler": {"max_tokens": 16},
-        "rewards": {"fns": [{"fn": "addition"}]},
+        "rewards": {"workers": 8, "fns": [{"fn": "addition"}]},
     }
     cfg = parse_config(tree, "driver")
     env = registry.build("env", "addition")

@@ -40,7 +40,7 @@ class Algo:
         """The Hugging Face folder that a critic starts from; None: the policy's."""
         return None
 
-    def check(self, cfg: Config) -> list[str]:
+    def suits(self, cfg: Config) -> list[str]:
         """Raises ConfigError where the rest of the configuration does not suit; returns what a person
         should know before the run."""
         return []

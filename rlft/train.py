@@ -75,7 +75,7 @@ def train(
                 cfg = _after_warm_start(cfg, folder, resume or again, console.say)
                 start = start_folder(cfg, folder)
                 check_prompts(cfg, algo, start, tasks, held_out)
-            for line in (*plan.lines, *algo.check(cfg)):
+            for line in (*plan.lines, *algo.suits(cfg)):
                 console.say(line)
             attempt = _Attempt(cfg, algo, tasks, held_out, folder, start, plan, console)
             return _until_done(attempt, position, restarts=int(again))

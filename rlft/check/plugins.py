@@ -48,7 +48,7 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
             f"max_staleness is {cfg.max_staleness}, but colocated samplers and learners take turns on "
             f"their GPUs: set cluster.placement=disaggregated, or max_staleness=0"
         )
-    algo.check(cfg)
+    algo.suits(cfg)
     _ship_by_value()
     return algo, env
 

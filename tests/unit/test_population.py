@@ -461,6 +461,6 @@ def test_an_engine_without_row_noise_is_said():
     cfg = parse_config(
         tree(Path("models/none"), algo={"name": "es", "rank": 1}, sampler__engine="vllm"), "small"
     )
-    [line] = registry.build("algo", cfg.algo).check(cfg)
+    [line] = registry.build("algo", cfg.algo).suits(cfg)
     assert "vllm cannot add low-rank noise row by row" in line
     assert ES(rank=1).check(config(Path("models/none"))) == []
