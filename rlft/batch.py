@@ -80,8 +80,9 @@ def _one_update(units: list[MicroBatch], lengths: Sequence[int], world: int, bud
     longest = {unit: max(lengths[row] for row in unit) for unit in units}
     # Longest first; ties by index, so that the plan depends on nothing else.
     ordered = sorted(units, key=lambda unit: (-longest[unit], unit))
-    # Never so large that a rank would be left without work.
-    fair = min(budget, -(-sum(lengths[row] for unit in units for row in unit) // world))
+    fair = budget
+    if world > 1:  # never so large that a rank would be left without work
+        fair = min(budget, -(-sum(lengths[row] for unit in units for row in unit) // world))
     micros: list[list[int]] = []
     widest = 0
     for unit in ordered:

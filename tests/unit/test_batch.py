@@ -191,3 +191,8 @@ def test_units_of_one_row_are_planned_as_no_units():
 def test_a_unit_for_each_row_is_asked_for():
     with pytest.raises(ValueError, match="2 numbers for 3 rows"):
         plan([3, 4, 5], world=1, budget=8, unit=[0, 1])
+
+
+def test_one_rank_takes_unequal_rows_in_one_micro_batch_if_they_fit():
+    [update] = plan([3, 9, 5, 4], world=1, budget=36)
+    assert update.ranks == (((1, 2, 3, 0),),)
