@@ -7,8 +7,10 @@ put them; a trajectory knows where.
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -146,10 +148,7 @@ class Collector:
         """The same groups with an outcome on every member, and what each reward worker said."""
         if not self._fleet.rewards:
             raise ConfigError("this needs rewards, but rewards.fns is empty; name at least one")
-        # By value, so that a task's own class needs no import in the reward process.
-        items = [
-            cloudpickle.dumps((_attempt(m, g.task), g.task)) for g in groups for m in g.members
-        ]
+        items = [item for group in groups for item in _items(group)]
         owners = iter(self._fleet.rewards)
         questions = [
             (next(owners), _scoring([items[i] for i in share]))
@@ -219,6 +218,23 @@ def _stored(demos: Sequence[Demo]) -> Iterator[RowRef]:
     """Puts the demonstrations' rows into the object store; where each lies, in order."""
     ref = ray.put([demo.row for demo in demos]) if demos else None
     return (RowRef(ref, index) for index in range(len(demos)))
+
+
+class _Pickled:
+    """Unpickles as what `blob` holds."""
+
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return pickle.loads, (self.blob,)
+
+
+def _items(group: Group) -> list[bytes]:
+    """A pickled `(Attempt, Task)` for each member."""
+    # The task once, for it is slow, and by value, so that its own class needs no import over there.
+    task = _Pickled(cloudpickle.dumps(group.task))
+    return [pickle.dumps((_attempt(m, group.task), task)) for m in group.members]
 
 
 def _attempt(member: Trajectory, task: Task) -> Attempt:

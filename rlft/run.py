@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -370,6 +371,7 @@ class Run:
 def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     """The only loop. Returns the last evaluation, with the first one under `before/` keys."""
     cfg = run.cfg
+    gc.freeze()  # what imports left is not searched again among the many objects of each step
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
     if cfg.eval.at_start and not resumed:
         run.evaluate()
