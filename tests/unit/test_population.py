@@ -463,4 +463,4 @@ def test_an_engine_without_row_noise_is_said():
     )
     [line] = registry.build("algo", cfg.algo).suits(cfg)
     assert "vllm cannot add low-rank noise row by row" in line
-    assert ES(rank=1).check(config(Path("models/none"))) == []
+    assert ES(rank=1).suits(config(Path("models/none"))) == []
