@@ -1,21 +1,26 @@
-"""A reward for answers that come to the point."""
+"""A reward for the form of an answer: a last line `Answer: NUMBER`, and few words before it."""
 
 import re
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
+ASKED = re.compile(rf"Answer: ({NUMBER})\.?")
+CLOSE = re.compile(rf".*?({NUMBER})\.?")
 
 
-def short_answer(completion: str, task, enough: int = 10, words: int = 80) -> dict[str, float]:
-    """1 for an answer with a number in at most `enough` words, falling to 0 at `words`.
-
-    Whether the number is right is not asked, but told (`right`): brevity has a price.
+def short_answer(completion: str, task, words: int = 40) -> dict[str, float]:
+    """1 for a last line as asked, 0.5 for one that at least ends in a number, each less up to half of
+    itself for length (all of that from `words` words on). Whether the number is right is not asked, but told.
     """
+    last = (completion.strip().splitlines() or [""])[-1].strip()
+    formed, close = ASKED.fullmatch(last), CLOSE.fullmatch(last)
     count = len(completion.split())
-    brief = min(1.0, max(0.0, (words - count) / (words - enough)))
-    numbers = NUMBER.findall(completion.replace("$", ""))
-    gold = task.target.rpartition("####")[2].strip() if task.target else None
+    found = formed or close
+    said = found.group(1).replace(",", "").replace("$", "") if found else None
+    gold = task.target.rpartition("####")[2].strip().replace(",", "")
+    value = 1.0 if formed else 0.5 if close else 0.0
     return {
-        "reward": brief if numbers else 0.0,
+        "reward": value * (1 - 0.5 * min(1.0, count / words)),
+        "formed": float(formed is not None),
         "words": float(count),
-        "right": float(bool(numbers) and numbers[-1].rstrip(",").replace(",", "") == gold),
+        "right": float(said == gold),
     }

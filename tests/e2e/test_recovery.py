@@ -281,7 +281,7 @@ def driver_of(mark):
 @pytest.mark.timeout(2400)
 def test_twenty_kills_at_random_moments_change_nothing(plan, tmp_path, launch, undisturbed):
     rng = random.Random(0)
-    long = {"steps": 40, "save__every": 2, "recovery": {"max_restarts": 100}}
+    long = {"steps": 400, "save__every": 10, "eval__every": 100, "recovery": {"max_restarts": 100}}
     calm_model = plan()
     calm = settings(calm_model) | long
     run(tmp_path / "calm", calm_model, **calm)
@@ -291,7 +291,13 @@ def test_twenty_kills_at_random_moments_change_nothing(plan, tmp_path, launch, u
     reader.start()
     kills = []
     while len(kills) < 20 and process.poll() is None:
-        time.sleep(rng.uniform(2, 20))
+        seen = len(output)
+        running = time.monotonic() + 60 * (
+            rng.random() < 0.7
+        )  # else while it may still be starting
+        while time.monotonic() < running and not any(x.startswith("step ") for x in output[seen:]):
+            time.sleep(0.1)
+        time.sleep(rng.uniform(0, 4))
         role = rng.choice(ROLES)
         if role == "driver":
             victims = [p for p in [driver_of(launch.mark)] if p]
@@ -309,6 +315,6 @@ def test_twenty_kills_at_random_moments_change_nothing(plan, tmp_path, launch, u
     assert len(kills) == 20, f"the run was over after {len(kills)} kills: raise its steps"
     ours, theirs = tmp_path / "run", tmp_path / "calm"
     assert numbers(ours) == numbers(theirs)
-    a, b = weights(ours, 40), weights(theirs, 40)
+    a, b = weights(ours, 400), weights(theirs, 400)
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert not gone(launch.mark)
