@@ -6,6 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -368,10 +369,20 @@ class Run:
             )
 
 
+@contextmanager
+def _imports_frozen() -> Iterator[None]:
+    """What imports left is not searched again among the many objects of each step."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_imports_frozen()
 def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     """The only loop. Returns the last evaluation, with the first one under `before/` keys."""
     cfg = run.cfg
-    gc.freeze()  # what imports left is not searched again among the many objects of each step
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
     if cfg.eval.at_start and not resumed:
         run.evaluate()

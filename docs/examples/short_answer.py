@@ -9,7 +9,9 @@ CLOSE = re.compile(rf".*?({NUMBER})\.?")
 
 def short_answer(completion: str, task, words: int = 40) -> dict[str, float]:
     """1 for a last line as asked, 0.5 for one that at least ends in a number, each less up to half of
-    itself for length (all of that from `words` words on). Whether the number is right is not asked, but told.
+    itself for length (all of that from `words` words on).
+
+    Whether the number is right is not asked, but told (`right`).
     """
     last = (completion.strip().splitlines() or [""])[-1].strip()
     formed, close = ASKED.fullmatch(last), CLOSE.fullmatch(last)

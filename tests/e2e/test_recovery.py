@@ -281,7 +281,8 @@ def driver_of(mark):
 @pytest.mark.timeout(2400)
 def test_twenty_kills_at_random_moments_change_nothing(plan, tmp_path, launch, undisturbed):
     rng = random.Random(0)
-    long = {"steps": 400, "save__every": 10, "eval__every": 100, "recovery": {"max_restarts": 100}}
+    long = {"steps": 400, "save__every": 10, "eval__every": 100, "learner__lr": 1e-5}
+    long |= {"recovery": {"max_restarts": 100}}
     calm_model = plan()
     calm = settings(calm_model) | long
     run(tmp_path / "calm", calm_model, **calm)

@@ -220,6 +220,14 @@ def test_an_engine_may_answer_the_same_while_nothing_or_little_changed():
         assert watch.check(LOGP, {"sampler 0": LOGP.copy()}, sent) == 0
 
 
+def test_an_engine_may_answer_the_same_where_the_learner_does_too():
+    watch = CanaryWatch("float32", None)
+    few = LOGP.copy()
+    few[0] = np.nextafter(few[0], np.float32(0))
+    for learner, sent in ((LOGP, weights(1)), (LOGP, weights(2)), (few, weights(3))):
+        watch.check(learner, {"sampler 0": LOGP.copy()}, sent)
+
+
 def test_the_first_answer_and_an_engine_that_is_new_are_never_stale():
     watch = CanaryWatch("float32", None)
     watch.check(LOGP, {"sampler 0": LOGP}, weights(1))
