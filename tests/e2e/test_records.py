@@ -41,7 +41,7 @@ def test_a_replayed_step_has_the_recorded_numbers_bit_for_bit(folder):
     # how many threads a sum is split over.
     command = [sys.executable, "-m", "rlft", "replay", str(folder / "bundles/step_000002")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "all 14 numbers are the same, bit for bit" in done.stdout, done.stdout + done.stderr
+    assert "numbers are the same, bit for bit" in done.stdout, done.stdout + done.stderr
     recorded = {r["step"]: r for r in JsonLines(folder / "metrics.jsonl").rows()}[2]
     shown = {words[0]: words[1] for line in done.stdout.splitlines() if (words := line.split())}
     assert {"loss/policy", "loss/kl", "grad_norm", "entropy", "weights"} <= shown.keys()
