@@ -107,15 +107,16 @@ def unmet(model):
 
 
 @pytest.mark.timeout(240)
-def test_samplers_are_replaced_alone(plan, tmp_path, undisturbed, capsys):
-    model = plan("rollout.3", "publish.3", "idle.3", "freeze.4")
+def test_samplers_and_reward_workers_are_replaced_alone(plan, tmp_path, undisturbed, capsys):
+    model = plan("worker.1", "rollout.3", "publish.3", "idle.3", "freeze.4")
     run(tmp_path / "run", model, **settings(model), recovery__max_restarts=5)
     said = capsys.readouterr().out
     assert not unmet(model), "every planned moment came"
-    assert sum(restarts(tmp_path / "run")) == 4, "each counted once, in a step or an evaluation"
+    assert sum(restarts(tmp_path / "run")) == 5, "each counted once, in a step or an evaluation"
+    assert "reward worker" in said and "died at reward" in said
     assert "died at rollout" in said and "died at publish" in said
     assert "is frozen at rollout" in said
-    assert said.count("is back after") == 4
+    assert said.count("is back after") == 5
     assert "resumed from" not in said
     assert_same(tmp_path / "run", undisturbed)
     stacks = "".join(p.read_text() for p in (tmp_path / "run/stacks").iterdir())

@@ -111,4 +111,5 @@ class Algo(GRPO):
         plan(self.deaths).meet("driver", run.step + 1)
         idle = run._fleet.samplers[-1].where
         plan(self.deaths).meet("idle", run.step + 1, whom=idle.pid)
+        plan(self.deaths).meet("worker", run.step + 1, whom=run._fleet.rewards[0].where.pid)
         return super().learn(run, groups)
