@@ -258,6 +258,9 @@ def main() -> None:
     except _Stopped as stopped:
         _err.print(f"stopped by {'SIGTERM' if stopped.args[0] == 143 else 'Ctrl-C'}")
         sys.exit(stopped.args[0])
+    except (KeyboardInterrupt, typer.Abort):  # a second one, while the first was seen to
+        _err.print("stopped by Ctrl-C")
+        sys.exit(130)
     except UserError as error:
         _err.print(f"error: {error}", markup=False)
         sys.exit(2)

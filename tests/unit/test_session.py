@@ -22,7 +22,9 @@ def test_sigterm_is_told_from_ctrl_c_even_where_ray_raises_its_own():
 
 
 def test_ctrl_c_stays_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     wait = session._sigterm_as_interrupt()(os.kill)
     with pytest.raises(KeyboardInterrupt) as caught:
         wait(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, session.Terminated)
