@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rlft.arithmetic import value_of
 from rlft.errors import ConfigError
 from rlft.seeding import Key
 from rlft.types import Task
@@ -241,26 +242,12 @@ def evaluate(expression: str) -> Fraction:
     if len(expression) > MAX_ANSWER or not ALLOWED.fullmatch(expression):
         raise ValueError(f"not an arithmetic expression of at most {MAX_ANSWER} characters")
     try:
-        return value_of(ast.parse(expression.strip(), mode="eval").body)
+        return value_of(ast.parse(expression.strip(), mode="eval").body, _integer)
     except (SyntaxError, ZeroDivisionError) as error:
         raise ValueError(str(error)) from error
 
 
-def value_of(node: ast.expr) -> Fraction:
-    """The value of a parsed expression; at most `MAX_ANSWER` deep, so recursion is safe."""
-    match node:
-        case ast.Constant(value=int(number)):
-            return Fraction(number)
-        case ast.UnaryOp(op=ast.UAdd(), operand=inner):
-            return value_of(inner)
-        case ast.UnaryOp(op=ast.USub(), operand=inner):
-            return -value_of(inner)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return value_of(left) + value_of(right)
-        case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return value_of(left) - value_of(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return value_of(left) * value_of(right)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            return value_of(left) / value_of(right)
-    raise ValueError(f"{type(node).__name__} is not allowed")
+def _integer(value: object) -> Fraction:
+    if isinstance(value, int):
+        return Fraction(value)
+    raise ValueError("Constant is not allowed")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import re
 
+from rlft.arithmetic import value_of
+
 MARK = re.compile(r"<<([^<>\n]*)>>")
 TOLERANCE = 1e-3
 LONGEST = 200
@@ -40,26 +42,13 @@ def is_right(mark: str) -> bool:
     if not _ALLOWED.fullmatch(left):
         return False
     try:
-        value = _value(ast.parse(left.strip(), mode="eval").body)
+        value = value_of(ast.parse(left.strip(), mode="eval").body, _decimal)
         return abs(value - float(right)) < TOLERANCE
     except (SyntaxError, ValueError, ZeroDivisionError, OverflowError):
         return False
 
 
-def _value(node: ast.expr) -> float:
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return number
-        case ast.UnaryOp(op=ast.UAdd(), operand=inner):
-            return _value(inner)
-        case ast.UnaryOp(op=ast.USub(), operand=inner):
-            return -_value(inner)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _value(left) + _value(right)
-        case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return _value(left) - _value(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _value(left) * _value(right)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            return _value(left) / _value(right)
-    raise ValueError(f"{type(node).__name__} is not allowed")
+def _decimal(value: object) -> float:
+    if isinstance(value, int | float):
+        return value
+    raise ValueError("Constant is not allowed")
