@@ -38,72 +38,39 @@ ValueError if the shapes differ.
 """
 
 
+class Weighing:
+    """Base of corrections: each says what it makes of the log ratios."""
+
+    __slots__ = ()
+
+    def weigh(self, gap_BT: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The weight `[B, T]`, or `[B, 1]` of whole rows, of log ratios that are 0 where masked."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        old_logp: torch.Tensor,
+        sample_logp: torch.Tensor,
+        mask: torch.Tensor,
+        on_policy: torch.Tensor,
+    ) -> torch.Tensor:
+        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
+        return masked("weight", self.weigh(gap_BT, mask).expand_as(gap_BT), mask)
+
+
 @dataclass(frozen=True, slots=True)
-class TokenTruncate:
-    """`min(rho_t, cap)` for each token: truncated importance sampling. cap: at least 1."""
+class Capped(Weighing):
+    """A weight of at most `cap`, which is at least 1."""
 
     cap: float = 2.0
 
     def __post_init__(self) -> None:
         require_range("cap", self.cap, 1, math.inf)
 
-    def __call__(
-        self,
-        old_logp: torch.Tensor,
-        sample_logp: torch.Tensor,
-        mask: torch.Tensor,
-        on_policy: torch.Tensor,
-    ) -> torch.Tensor:
-        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
-        return masked("weight", ratio_of(gap_BT).clamp(max=self.cap), mask)
-
 
 @dataclass(frozen=True, slots=True)
-class TokenMask:
-    """`rho_t` if `low <= rho_t <= high`, else 0: IcePop. low in [0, 1], high at least 1."""
-
-    low: float = 0.5
-    high: float = 5.0
-
-    def __post_init__(self) -> None:
-        require_range("low", self.low, 0, 1)
-        require_range("high", self.high, 1, math.inf)
-
-    def __call__(
-        self,
-        old_logp: torch.Tensor,
-        sample_logp: torch.Tensor,
-        mask: torch.Tensor,
-        on_policy: torch.Tensor,
-    ) -> torch.Tensor:
-        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
-        return masked("weight", window(ratio_of(gap_BT), self.low, self.high), mask)
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceTruncate:
-    """`min(prod_t rho_t, cap)`, the same for every token of a row. cap: at least 1."""
-
-    cap: float = 2.0
-
-    def __post_init__(self) -> None:
-        require_range("cap", self.cap, 1, math.inf)
-
-    def __call__(
-        self,
-        old_logp: torch.Tensor,
-        sample_logp: torch.Tensor,
-        mask: torch.Tensor,
-        on_policy: torch.Tensor,
-    ) -> torch.Tensor:
-        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
-        rho_B1 = ratio_of(gap_BT.sum(1, keepdim=True)).clamp(max=self.cap)
-        return masked("weight", rho_B1.expand_as(gap_BT), mask)
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceMask:
-    """`rho = prod_t rho_t` of the row if `low <= rho <= high`, else 0: MIS. Bounds as TokenMask."""
+class Windowed(Weighing):
+    """A weight by whether a ratio lies in [low, high]: low in [0, 1], high at least 1."""
 
     low: float = 0.5
     high: float = 2.0
@@ -112,16 +79,39 @@ class SequenceMask:
         require_range("low", self.low, 0, 1)
         require_range("high", self.high, 1, math.inf)
 
-    def __call__(
-        self,
-        old_logp: torch.Tensor,
-        sample_logp: torch.Tensor,
-        mask: torch.Tensor,
-        on_policy: torch.Tensor,
-    ) -> torch.Tensor:
-        gap_BT = log_gap(old_logp, sample_logp, mask, on_policy)
-        rho_B1 = window(ratio_of(gap_BT.sum(1, keepdim=True)), self.low, self.high)
-        return masked("weight", rho_B1.expand_as(gap_BT), mask)
+
+@dataclass(frozen=True, slots=True)
+class TokenTruncate(Capped):
+    """`min(rho_t, cap)` for each token: truncated importance sampling. cap: at least 1."""
+
+    def weigh(self, gap_BT: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return ratio_of(gap_BT).clamp(max=self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask(Windowed):
+    """`rho_t` if `low <= rho_t <= high`, else 0: IcePop. low in [0, 1], high at least 1."""
+
+    high: float = 5.0
+
+    def weigh(self, gap_BT: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return window(ratio_of(gap_BT), self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTruncate(Capped):
+    """`min(prod_t rho_t, cap)`, the same for every token of a row. cap: at least 1."""
+
+    def weigh(self, gap_BT: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return ratio_of(gap_BT.sum(1, keepdim=True)).clamp(max=self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceMask(Windowed):
+    """`rho = prod_t rho_t` of the row if `low <= rho <= high`, else 0: MIS. Bounds as TokenMask."""
+
+    def weigh(self, gap_BT: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return window(ratio_of(gap_BT.sum(1, keepdim=True)), self.low, self.high)
 
 
 def mismatch(
