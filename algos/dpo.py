@@ -10,7 +10,6 @@ The same on the best and worst of sampled groups is algos/online_dpo.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from rlft.config import Natural, Positive
 from rlft.losses.pairs import ChosenLikelihood, PairLoss
 from rlft.pairing import as_pairs, comparable, strengths
 from rlft.schedule import Scheduled
-from rlft.types import Group, Term, Ticket, WeightUpdate
+from rlft.types import Group, Task, Term, Ticket, WeightUpdate
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,27 @@ class DPO(Algo):
         return (pair, Term("sft", ChosenLikelihood(), self.sft_coef))
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
-        pairs, left_out = comparable(await run.demos(as_pairs(ticket.tasks)))
-        run.note(left_out)
-        return pairs
+        return await given(run, as_pairs(ticket.tasks))
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
         if not groups:
             return None
-        fit = partial(run.fit, epochs=self.epochs, minibatches=self.minibatches)
-        update = fit(groups, strengths(groups), aggregate="sequence", together=True)
+        update = fit_pairs(run, groups, self.epochs, self.minibatches)
         run.note(held_out_numbers(run, self.held_out_every))
         return update
+
+
+async def given(run, pairs: list[Task]) -> list[Group]:
+    """The responses of pairs that say something; those left out are counted."""
+    kept, left_out = comparable(await run.demos(pairs))
+    run.note(left_out)
+    return kept
+
+
+def fit_pairs(run, groups: list[Group], epochs: int, minibatches: int) -> WeightUpdate | None:
+    """Optimizer steps on pairs that are never split."""
+    keys = {"epochs": epochs, "minibatches": minibatches, "together": True}
+    return run.fit(groups, strengths(groups), aggregate="sequence", **keys)
 
 
 def held_out_numbers(run, every: int) -> dict[str, float]:

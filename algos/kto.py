@@ -12,10 +12,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from algos.dpo import fit_pairs, given
 from rlft.algo import Algo
 from rlft.config import Positive
 from rlft.losses.pairs import Desirability
-from rlft.pairing import as_pairs, comparable, strengths, with_unrelated
+from rlft.pairing import as_pairs, with_unrelated
 from rlft.types import Group, Term, Ticket, WeightUpdate
 
 
@@ -37,19 +38,9 @@ class KTO(Algo):
         return (Term("kto", Desirability(self.beta, self.desirable, self.undesirable)),)
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
-        pairs = with_unrelated(as_pairs(ticket.tasks))
-        kept, left_out = comparable(await run.demos(pairs))
-        run.note(left_out)
-        return kept
+        return await given(run, with_unrelated(as_pairs(ticket.tasks)))
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
         if not groups:
             return None
-        return run.fit(
-            groups,
-            strengths(groups),
-            aggregate="sequence",
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            together=True,
-        )
+        return fit_pairs(run, groups, self.epochs, self.minibatches)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from algos.dpo import held_out_numbers
+from algos.dpo import fit_pairs, given, held_out_numbers
 from rlft.algo import Algo
 from rlft.config import Natural, Positive
 from rlft.losses.pairs import BradleyTerry
-from rlft.pairing import as_pairs, comparable, strengths
+from rlft.pairing import as_pairs
 from rlft.types import Group, Term, Ticket, WeightUpdate
 
 
@@ -40,20 +40,11 @@ class RewardModel(Algo):
         return (Term("pairs", BradleyTerry(self.margin)),)
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
-        pairs, left_out = comparable(await run.demos(as_pairs(ticket.tasks)))
-        run.note(left_out)
-        return pairs
+        return await given(run, as_pairs(ticket.tasks))
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
         if not groups:
             return None
-        update = run.fit(
-            groups,
-            strengths(groups),
-            aggregate="sequence",
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            together=True,
-        )
+        update = fit_pairs(run, groups, self.epochs, self.minibatches)
         run.note(held_out_numbers(run, self.held_out_every))
         return update
