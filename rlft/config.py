@@ -7,7 +7,6 @@ Plug-in sections (`algo`, `env`, `rewards`, `model.build`) are checked against t
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +20,7 @@ from rlft.not_built import not_built
 from rlft.record.settings import Guards, Record
 from rlft.schedule import Schedule, Scheduled
 from rlft.sections import Natural, Positive, Section
+from rlft.yaml_tree import read_tree, set_key
 
 Plugin = str | dict[str, Any]
 """A short name, `module:attr` or `file.py:attr`; or a mapping with that under `name` and its keys."""
@@ -284,9 +284,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises ConfigError: missing file, bad YAML, unknown key (with the nearest), wrong type.
     """
-    tree = _read(Path(path), ())
+    tree = read_tree(Path(path))
     for override in overrides:
-        _set(tree, override)
+        set_key(tree, override)
     if isinstance(tree.get("warm_start"), str):
         # Absolute, so that the copy in the run folder means the same file.
         tree["warm_start"] = str(Path(tree["warm_start"]).resolve())
@@ -337,76 +337,6 @@ def schema() -> dict[str, Any]:
     }
     whole["required"] = []  # a file that extends another may leave anything to it
     return whole
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml")))
-        raise ConfigError(f"no configuration file {str(path)!r}.{near}")
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: `extends` goes in a circle")
-    try:
-        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
-    base = tree.pop("extends", None)
-    if isinstance(tree.get("warm_start"), str):
-        tree["warm_start"] = str(path.parent / tree["warm_start"])
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: extends: expected one file name, got {base!r}")
-    return _merged(_read(path.parent / base, (*seen, path.resolve())), tree)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-6` as text; everybody who writes a learning rate means a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-_PLUGINS = ("algo", "env", "build")
-"""Sections that may be a plug-in's name alone."""
-
-
-def _merged(base: Any, over: Any, key: str | None = None) -> Any:
-    """`over` on `base`, the sections at `key` (None: the whole files). A plug-in section that names
-    another plug-in replaces, it does not merge."""
-    if key in _PLUGINS and isinstance(base, str):
-        base = {"name": base}
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    if key is not None and "name" in over and over["name"] != base.get("name", over["name"]):
-        return over
-    return {**base, **{k: _merged(base.get(k), v, k) for k, v in over.items()}}
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: expected key=value, e.g. algo.group_size=16")
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        below = tree.setdefault(parent, {})
-        if isinstance(below, str) and parent in _PLUGINS:
-            below = tree[parent] = {"name": below}
-        if not isinstance(below, dict):
-            raise ConfigError(
-                f"override {override!r}: {'.'.join(parents[: depth + 1])} is a "
-                f"{type(below).__name__}, not a section"
-            )
-        tree = below
-    try:
-        tree[last] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: not a YAML value: {error}") from None
 
 
 def _faults(error: ValidationError, *above: str) -> list[str]:

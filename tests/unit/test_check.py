@@ -11,8 +11,9 @@ from rlft.check.memory import activations, kv_bytes, learner_need
 from rlft.check.model_shape import ModelShape, model_shape
 from rlft.check.plugins import check_plugins
 from rlft.check.report import arithmetic, report
-from rlft.config import Config, _set, parse_config
+from rlft.config import Config, parse_config
 from rlft.errors import ConfigError, ResourceError, UserError
+from rlft.yaml_tree import set_key
 
 SEVEN_B = ModelShape(
     params=7_615_616_512,
@@ -155,7 +156,7 @@ def changed(cfg, overrides):
     """`cfg` with overrides as they are written on the command line."""
     tree = cfg.model_dump(mode="json", by_alias=True)
     for override in overrides:
-        _set(tree, override)
+        set_key(tree, override)
     return parse_config(tree, "here")
 
 

@@ -10,9 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from rlft import registry
-from rlft.config import Config, _Loader, dump_config, load_config, parse_config, schema
+from rlft.config import Config, dump_config, load_config, parse_config, schema
 from rlft.errors import ConfigError
 from rlft.schedule import Schedule
+from rlft.yaml_tree import Loader
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -158,12 +159,12 @@ def test_a_bad_override_is_quoted_and_explained(base, override, said):
 
 @pytest.mark.parametrize("text", ["1e-6", "-1E6", "1.5e-4", "3e+3", ".5e1", "1.e2"])
 def test_what_looks_like_a_number_is_one(text):
-    assert yaml.load(text, Loader=_Loader) == float(text)
+    assert yaml.load(text, Loader=Loader) == float(text)
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "v1e6", "1e6x", "1-6", "2024-e1"])
 def test_what_only_resembles_a_number_stays_text(text):
-    assert yaml.load(text, Loader=_Loader) == text
+    assert yaml.load(text, Loader=Loader) == text
 
 
 # -- refusals -------------------------------------------------------------------------------------
@@ -327,7 +328,7 @@ def validator():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_the_schema_accepts_what_is_shipped(validator, path):
-    validator.validate(yaml.load(path.read_text(), Loader=_Loader))
+    validator.validate(yaml.load(path.read_text(), Loader=Loader))
 
 
 @pytest.mark.parametrize(

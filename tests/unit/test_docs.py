@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from rlft import registry
-from rlft.config import Config, Reward, _Loader, load_config, parse_config
+from rlft.config import Config, Reward, load_config, parse_config
 from rlft.schedule import Schedule
+from rlft.yaml_tree import Loader
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "launch/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,13 +88,13 @@ def test_python_compiles(page):
 @pages
 def test_yaml_is_yaml(page):
     for code in blocks(page, "yaml"):
-        yaml.load(code, Loader=_Loader)
+        yaml.load(code, Loader=Loader)
 
 
 def test_the_readme_shows_the_quickstart_as_it_is():
     [shown] = blocks(ROOT / "README.md", "yaml")
     actual = (ROOT / "configs/quickstart.yaml").read_text()
-    assert yaml.load(shown, Loader=_Loader) == yaml.load(actual, Loader=_Loader)
+    assert yaml.load(shown, Loader=Loader) == yaml.load(actual, Loader=Loader)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def assert_documented(actual: dict[str, Any], documented: dict[str, str]) -> Non
             assert written == "required", key
         elif written != "a prompt":
             value = list(default) if isinstance(default, tuple) else default
-            assert yaml.load(written, Loader=_Loader) == value, key
+            assert yaml.load(written, Loader=Loader) == value, key
 
 
 def test_every_key_and_default_of_the_configuration_is_documented():
@@ -328,7 +329,7 @@ def test_every_error_is_explained():
 
 def test_the_documentation_s_configurations_are_whole():
     for code in blocks(ROOT / "docs/write-an-environment.md", "yaml"):
-        parse_config(yaml.load(code, Loader=_Loader), "the page")
+        parse_config(yaml.load(code, Loader=Loader), "the page")
 
 
 def test_every_row_of_the_table_of_faults_is_a_test():
