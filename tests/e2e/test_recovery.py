@@ -12,11 +12,11 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
 from interruptible import interruptible
+from marked import processes_with
 from small_runs import metrics, run, tree, weights
 
 from rlft.errors import ActorDied, ActorFailed, ConfigError
@@ -162,21 +162,9 @@ def test_what_raises_later_is_tried_once_more(plan, tmp_path, undisturbed, capsy
 # -- the driver -----------------------------------------------------------------------------------
 
 
-def processes_with(mark):
-    """Every process that inherited `mark`, at any depth: Ray detaches those that it starts."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def gone(mark, patience_s=20):
     end = time.monotonic() + patience_s
-    while (left := processes_with(mark)) and time.monotonic() < end:
+    while (left := processes_with(MARK, mark)) and time.monotonic() < end:
         time.sleep(0.2)
     return [" ".join(p.cmdline())[:100] for p in left]
 
@@ -206,7 +194,7 @@ def launch(tmp_path):
 
     start.mark = mark
     yield start
-    for left in processes_with(mark):
+    for left in processes_with(MARK, mark):
         left.kill()
 
 
@@ -242,7 +230,7 @@ def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_pat
     process = launch(plan(), steps=100_000, **ONE)
     until(process, "step 1/")
     actor = next(
-        p for p in processes_with(launch.mark) if p.cmdline()[0].startswith("ray::Sampler")
+        p for p in processes_with(MARK, launch.mark) if p.cmdline()[0].startswith("ray::Sampler")
     )
     actor.suspend()
     # Meanwhile the folder is taken.
@@ -271,7 +259,7 @@ ROLES = ("ray::Sampler", "ray::RewardWorker", "ray::LearnerRank", "driver")
 
 def driver_of(mark):
     """The process that runs the loop: the child of the supervisor."""
-    for process in processes_with(mark):
+    for process in processes_with(MARK, mark):
         if "--retries" not in process.cmdline() and "rlft" in process.cmdline():
             return process
     return None
@@ -303,7 +291,7 @@ def test_twenty_kills_at_random_moments_change_nothing(plan, tmp_path, launch, u
         if role == "driver":
             victims = [p for p in [driver_of(launch.mark)] if p]
         else:
-            found = processes_with(launch.mark)
+            found = processes_with(MARK, launch.mark)
             victims = [p for p in found if (p.cmdline() or [""])[0].startswith(role)]
         if victims:
             rng.choice(victims).kill()

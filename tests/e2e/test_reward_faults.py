@@ -8,24 +8,13 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
+from marked import processes_with
 from small_runs import metrics, run, tree, weights
 
 MARK = "RLFT_TEST_REWARD"
 SUPPORT = Path(__file__).parents[1] / "support"
-
-
-def marked(mark):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def rows(folder, name):
@@ -66,9 +55,13 @@ def test_a_reward_that_hangs_is_killed_and_the_run_goes_on(tmp_path, tiny_model)
     assert account[0]["slowest"][0]["seconds"] >= 0.5
     deadline = time.monotonic() + 10
     folders = set((tmp_path / "folders").read_text().split())
-    while (marked(mark) or any(map(os.path.exists, folders))) and time.monotonic() < deadline:
+    while (
+        processes_with(MARK, mark) or any(map(os.path.exists, folders))
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not marked(mark), "also what the rewards had started, in sessions of their own"
+    assert not processes_with(MARK, mark), (
+        "also what the rewards had started, in sessions of their own"
+    )
     assert len(folders) == late + 1
     assert not any(map(os.path.exists, folders))
 

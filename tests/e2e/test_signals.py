@@ -7,26 +7,14 @@ import sys
 import time
 import uuid
 
-import psutil
 import pytest
 import yaml
 from interruptible import interruptible
+from marked import processes_with
 from small_runs import tree
 
 MARK = "RLFT_TEST_SIGNAL"
 PATIENCE_S = 90
-
-
-def processes_with(mark):
-    """Every process that inherited `mark`, at any depth: Ray detaches those that it starts."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture
@@ -54,18 +42,18 @@ def running(tmp_path, tiny_model):
             break
     else:
         pytest.fail("the run ended before its first step:\n" + "".join(lines))
-    assert len(processes_with(mark)) > 4, "driver, raylet, gcs, actors"
+    assert len(processes_with(MARK, mark)) > 4, "driver, raylet, gcs, actors"
     yield process, mark
-    for left in processes_with(mark):
+    for left in processes_with(MARK, mark):
         left.kill()
 
 
 def ends_cleanly(process, mark):
     output, _ = process.communicate(timeout=PATIENCE_S)
     end = time.monotonic() + 15
-    while processes_with(mark) and time.monotonic() < end:
+    while processes_with(MARK, mark) and time.monotonic() < end:
         time.sleep(0.2)
-    left = [" ".join(p.cmdline())[:120] for p in processes_with(mark)]
+    left = [" ".join(p.cmdline())[:120] for p in processes_with(MARK, mark)]
     assert not left, f"left behind: {left}"
     return output
 

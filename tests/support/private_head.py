@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from marked import processes_with
 
 MARK = "RLFT_TEST_HEAD"
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,13 +41,7 @@ class PrivateHead:
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs on this cluster: what inherited the head's environment."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                alive = process.status() != psutil.STATUS_ZOMBIE
-                if alive and process.environ().get(MARK) == self.mark:
-                    found.append(process)
-        return found
+        return processes_with(MARK, self.mark)
 
     def commands(self) -> list[str]:
         """What of it runs code of ours: drivers, and actors by their class."""
