@@ -1,12 +1,10 @@
-"""A run: the verbs that algorithms compose, and the only loop."""
+"""A run: the verbs that algorithms compose, and those of the loop."""
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,13 @@ from rlft.collecting import Collecting
 from rlft.config import Config
 from rlft.credit.decision import NOTHING, ByToken
 from rlft.credit.steps import StepAdvantages
-from rlft.errors import GuardStop, NonFinite
+from rlft.errors import NonFinite
 from rlft.filters import members_of
-from rlft.learning.fit import FitJob, FitReport
+from rlft.learning.fit import FitReport
 from rlft.learning.job import fit_job
 from rlft.learning.noise import Drawing, Noise, NoiseStep
 from rlft.losses.aggregate import Aggregation
 from rlft.policy.text import Text
-from rlft.prefetch import prefetch
 from rlft.record.bundle import Bundles
 from rlft.record.checkpoint import Position, identity, write_checkpoint
 from rlft.record.console import Console
@@ -110,7 +107,7 @@ class Run:
         self._console.phase("learn", self.step + 1)
         began = time.monotonic()
         with self._row.timed("learn"), self._fleet.samplers_asleep():
-            reports = self._ask_learners(job, members)
+            reports = self._ask_learners("fit", job, [m.row for m in members])
         self._fleet.was_busy("learners", (time.monotonic() - began) * self.cfg.learner.num)
         self.state = self.algo.next_state(self.state, reports[0].metrics)
         self._row.update(reports[0].metrics)
@@ -143,7 +140,8 @@ class Run:
             learn=False,
         )
         with self._row.timed("measure"), self._fleet.samplers_asleep():
-            return dict(self._ask_learners(job, members)[0].metrics)
+            [report, *_] = self._ask_learners("fit", job, [m.row for m in members])
+        return dict(report.metrics)
 
     def add_noise(self, step: NoiseStep) -> WeightUpdate:
         """Moves the weights along seeds; returns the update to publish. For algorithms `by_noise`."""
@@ -171,11 +169,9 @@ class Run:
 
     def _of_master(self, method: str, *args: Any) -> Any:
         self._console.phase("learn", self.step + 1)
-        began, limit = time.monotonic(), self.cfg.deadlines.learn
+        began = time.monotonic()
         with self._row.timed("learn"), self._fleet.samplers_asleep():
-            [answer] = self._fleet.all(
-                self._fleet.learners, method, *args, what="learn", deadline_s=limit
-            )
+            [answer] = self._ask_learners(method, *args)
         self._fleet.was_busy("learners", time.monotonic() - began)
         return answer
 
@@ -331,15 +327,9 @@ class Run:
         count, self._fleet.restarts = self._fleet.restarts, 0
         return count
 
-    def _ask_learners(self, job: FitJob, members: Sequence[Trajectory]) -> list[FitReport]:
-        return self._fleet.all(
-            self._fleet.learners,
-            "fit",
-            job,
-            [m.row for m in members],
-            what="learn",
-            deadline_s=self.cfg.deadlines.learn,
-        )
+    def _ask_learners(self, method: str, *args: Any) -> list:
+        limit = self.cfg.deadlines.learn
+        return self._fleet.all(self._fleet.learners, method, *args, what="learn", deadline_s=limit)
 
     def _stop_if_nonfinite(
         self, reports: Sequence[FitReport], members: Sequence[Trajectory], updates: int
@@ -367,58 +357,3 @@ class Run:
                 f"step {self.step + 1}: the gradient was not finite for {self._skips} updates in a row."
                 f"{where} Lower learner.lr, or look at the rewards and losses of those rows."
             )
-
-
-@contextmanager
-def _imports_frozen() -> Iterator[None]:
-    """What imports left is not searched again among the many objects of each step."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@_imports_frozen()
-def loop(run: Run, *, resumed: bool) -> dict[str, float]:
-    """The only loop. Returns the last evaluation, with the first one under `before/` keys."""
-    cfg = run.cfg
-    run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
-    if cfg.eval.at_start and not resumed:
-        run.evaluate()
-
-    async def collect(ticket: Ticket) -> tuple[StepRow, list[Group]]:
-        part = run.collecting(ticket)
-        return part.row, await run.algo.collect(part, ticket)
-
-    tickets = run.tickets()
-    run.turn()
-    began = time.monotonic()
-    with prefetch(tickets, collect, ahead=cfg.max_staleness, abandon=run.abandon) as collected:
-        for _ticket, (row, groups) in collected:
-            update = run.learn(row, groups)
-            run.publish(update)
-            run.step += 1
-            run.record(groups, time.monotonic() - began)
-            if run.due(cfg.eval):
-                run.evaluate()
-            if run.due(cfg.save) or run.records.stop:
-                run.save()
-            if run.records.stop:
-                raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
-            run.turn()
-            began = time.monotonic()
-    return _result(run)
-
-
-def _result(run: Run) -> dict[str, float]:
-    evaluations = run.records.evaluations()
-    last = dict(evaluations[-1]) if evaluations else {}
-    first = dict(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else {}
-    for evaluation in (first, last):
-        evaluation.pop("step", None)
-    result = {**last, **{f"before/{k}": v for k, v in first.items()}}
-    (run.folder / "result.json").write_text(
-        json.dumps({"step": run.step, **result}, indent=1) + "\n"
-    )
-    return result

@@ -24,11 +24,12 @@ from rlft.cluster.session import name_accelerator, private_resources, ray_sessio
 from rlft.cluster.waits import Waits
 from rlft.config import Config, load_config
 from rlft.errors import ActorDied, ActorFailed, ConfigError, DeadlineExceeded
+from rlft.loop import loop
 from rlft.policy.start import folder_of, start_folder
 from rlft.record.checkpoint import Position, newest_checkpoint, resumable
 from rlft.record.console import Console
 from rlft.record.folder import forget_records, locked, open_folder, refuse_second
-from rlft.run import Run, loop
+from rlft.run import Run
 from rlft.tasks import TaskStream
 from rlft.types import Task
 

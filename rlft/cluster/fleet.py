@@ -314,7 +314,7 @@ def _posts(
             f"learner {rank}",
             "micro-batches",
             NoiseRank if by_noise else LearnerRank,
-            (cfg, rank, folder, needs) if by_noise else (cfg, rank, folder, needs, critic),
+            (cfg, folder) if by_noise else (cfg, rank, folder, needs, critic),
             options(plan.learner_bundle[rank], plan.learner_threads, cfg.learner.gpus, shared),
         )
         for rank in range(cfg.learner.num)

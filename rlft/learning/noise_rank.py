@@ -8,7 +8,6 @@ or with LoRA the adapter's.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from rlft.config import Config
 from rlft.errors import CheckpointError
 from rlft.learning.learner import merged_deltas
 from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, distance, take_step
-from rlft.learning.rank import fetch_rows
+from rlft.learning.rank import fetch_rows, free_address
 from rlft.learning.start_weights import StartWeights
 from rlft.policy.lm import load_lm
 from rlft.policy.text import Text
@@ -38,9 +37,7 @@ from rlft.weights.fingerprint import fingerprint
 class NoiseRank:
     """Holds the master. It is one process: `learner.num` is 1."""
 
-    def __init__(
-        self, name: str, cfg: Config, rank: int, folder: Path, needs: frozenset[str]
-    ) -> None:
+    def __init__(self, name: str, cfg: Config, folder: Path) -> None:
         self._where = stacks.register(name)
         self._cfg, self._folder = cfg, folder
         self._transport = registry.build("transport", cfg.publish.transport)
@@ -53,10 +50,8 @@ class NoiseRank:
         return self._where
 
     def address(self) -> tuple[str, int]:
-        """An address and free port of this node."""
-        with socket.socket() as listener:
-            listener.bind(("", 0))
-            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+        """As of any learner, though nobody comes."""
+        return free_address()
 
     def connect(self, address: tuple[str, int]) -> list[str]:
         """Loads the model; returns notes for the user."""

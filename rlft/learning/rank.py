@@ -55,10 +55,8 @@ class LearnerRank:
         return self._where
 
     def address(self) -> tuple[str, int]:
-        """An address and free port of this node, for the ranks to meet at."""
-        with socket.socket() as listener:
-            listener.bind(("", 0))
-            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+        """Where the ranks can meet."""
+        return free_address()
 
     def connect(self, address: tuple[str, int]) -> list[str]:
         """Joins the process group, loads the model, builds the engine; returns notes for the user."""
@@ -203,6 +201,13 @@ def _steps_in_tokens(job: FitJob, rows: Mapping[int, Row], text: Text) -> dict[i
         )
         for index, row in rows.items()
     }
+
+
+def free_address() -> tuple[str, int]:
+    """An address and free port of this node."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return ray.util.get_node_ip_address(), listener.getsockname()[1]
 
 
 def fetch_rows(wanted: list[int], refs: list[RowRef], deadline_s: float) -> dict[int, Row]:

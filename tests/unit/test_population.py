@@ -34,7 +34,7 @@ def config(model, **changes):
 
 @pytest.fixture
 def rank(tiny_model, monkeypatch):
-    made = NoiseRank("learner 0", config(tiny_model), 0, tiny_model, frozenset())
+    made = NoiseRank("learner 0", config(tiny_model), tiny_model)
     made.connect(("127.0.0.1", 0))
     return made
 
@@ -235,7 +235,7 @@ def test_a_master_is_saved_and_restored_bit_for_bit_but_not_for_another_start(
     changed.save_pretrained(other)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (other / name).write_bytes((tiny_model / name).read_bytes())
-    stranger = NoiseRank("learner 0", config(other), 0, other, frozenset())
+    stranger = NoiseRank("learner 0", config(other), other)
     stranger.connect(("127.0.0.1", 0))
     with pytest.raises(CheckpointError, match="started from another model"):
         stranger.load(tmp_path / "c")
@@ -243,7 +243,7 @@ def test_a_master_is_saved_and_restored_bit_for_bit_but_not_for_another_start(
 
 def test_with_lora_the_adapter_alone_moves_and_is_merged(tiny_model):
     cfg = config(tiny_model, model__lora={"rank": 2})
-    made = NoiseRank("learner 0", cfg, 0, tiny_model, frozenset())
+    made = NoiseRank("learner 0", cfg, tiny_model)
     made.connect(("127.0.0.1", 0))
     base = dict(plain(tiny_model).named_parameters())
     assert all(torch.equal(t, base[n]) for n, t in made._whole()), "an adapter starts at 0"
