@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rlft.types import Group, Term, Ticket, WeightUpdate
 
 if TYPE_CHECKING:
-    from rlft.collecting import Collecting
     from rlft.config import Config
-    from rlft.run import Run
 
 
 class Algo:
     """Base of algorithms. `collect` gathers groups for a ticket, `learn` turns them into an update.
 
     samples: whether `collect` needs samplers; max_staleness: how many updates old its data may be;
-    by_noise: its updates are noise added to the weights (`Run.add_noise`), and not a `fit`.
+    by_noise: its updates are noise added to the weights (`TextRun.add_noise`), and not a `fit`; acts: its
+    policy acts in an environment that answers back, and does not write (`ControlRun`, `Acting`).
     """
 
     samples: ClassVar[bool] = True
     max_staleness: ClassVar[int] = 0
     by_noise: ClassVar[bool] = False
+    acts: ClassVar[bool] = False
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -53,9 +53,11 @@ class Algo:
         """The state after a fit that measured `metrics`; here, the same."""
         return state
 
-    async def collect(self, run: Collecting, ticket: Ticket) -> list[Group]:
+    async def collect(self, run: Any, ticket: Ticket) -> list[Group]:
+        """run: `Collecting`, or `Acting` of an algorithm that acts."""
         raise NotImplementedError
 
-    def learn(self, run: Run, groups: list[Group]) -> WeightUpdate | None:
-        """Returns the update, or None when there was nothing to learn from."""
+    def learn(self, run: Any, groups: list[Group]) -> WeightUpdate | None:
+        """Returns the update, or None when there was nothing to learn from. run: `TextRun`, or
+        `ControlRun` of an algorithm that acts."""
         raise NotImplementedError

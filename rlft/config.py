@@ -135,14 +135,35 @@ class Rewards(Section):
     )
 
 
+class Runner(Section):
+    """Environments that answer back: how many step together. The actors that hold them are the samplers
+    (`sampler.num`)."""
+
+    blocks: Positive = Field(
+        default=1, description="blocks of environments, shared out among the actors"
+    )
+    envs: Positive = Field(
+        default=8, description="environments of a block: the policy acts in them as one batch"
+    )
+    step_timeout: Annotated[float, Field(gt=0)] = Field(
+        default=60, description="seconds that a step or reset may take; then the episode is an error"
+    )
+
+
 class Evaluate(Section):
-    """Greedy evaluation on held-out tasks."""
+    """Evaluation on held-out tasks."""
 
     every: Natural = Field(default=0, description="steps between evaluations; 0: never on the way")
     at_start: bool = False
     at_end: bool = False
     max_tasks: Positive = 512
     max_tokens: Positive | None = Field(default=None, description="default: the sampler's")
+    episodes: Positive = Field(
+        default=1, description="of an environment: episodes from each configuration"
+    )
+    greedy: bool = Field(
+        default=True, description="of an environment: the likeliest action, or one drawn"
+    )
 
 
 class Save(Section):
@@ -230,6 +251,7 @@ class Config(Section):
     env: Plugin
     model: Model = Model()
     sampler: Sampler = Sampler()
+    runner: Runner = Runner()
     learner: Learner = Learner()
     rewards: Rewards = Rewards()
     eval: Evaluate = Evaluate()

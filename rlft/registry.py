@@ -29,6 +29,7 @@ _HOMES = {
     "algo": "algos",
     "env": "envs",
     "engine": "rlft.sampling.engines",
+    "network": "rlft.policy.networks",
     "loss": "rlft.losses",
     "correction": "rlft.losses",
     "advantage": "rlft.credit",

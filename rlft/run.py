@@ -1,49 +1,35 @@
-"""A run: the verbs that algorithms compose, and those of the loop."""
+"""A run: what every run can do, whatever its policy reads. `run_text.py` and `run_control.py` add the verbs
+of algorithms."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlft.algo import Algo
 from rlft.cluster.fleet import Fleet
-from rlft.collect import Collector
-from rlft.collecting import Collecting
 from rlft.config import Config
-from rlft.credit.decision import NOTHING, ByToken
-from rlft.credit.steps import StepAdvantages
 from rlft.errors import NonFinite
 from rlft.filters import members_of
 from rlft.learning.fit import FitReport
-from rlft.learning.job import fit_job
-from rlft.learning.noise import Drawing, Noise, NoiseStep
-from rlft.losses.aggregate import Aggregation
-from rlft.policy.text import Text
-from rlft.record.bundle import Bundles
 from rlft.record.checkpoint import Position, identity, write_checkpoint
 from rlft.record.console import Console
 from rlft.record.metrics import JsonLines, StepRow
 from rlft.record.records import Records
-from rlft.record.summary import reward_summary, staleness, success, token_rows
-from rlft.scoring import Scoring
+from rlft.record.summary import staleness
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, Task, Ticket, Trajectory, WeightUpdate
-from rlft.weights.proof import canary_ids
 from rlft.weights.publisher import Publisher
 
 _SKIPS_BEFORE_STOP = 3
 
 
 class Run:
-    """What a run is and does. An algorithm learns with `fit`, `measure` and `note`, and collects with the
-    verbs of what `collecting` returns; the loop's own are `publish`, `record`, `evaluate`, `save`,
-    `restore`."""
+    """The verbs of the loop: `publish`, `learn`, `record`, `evaluate`, `save`, `restore`, and `collecting`,
+    which returns what an algorithm collects with. canary: what weights are compared on (`Publisher`)."""
 
     def __init__(
         self,
@@ -52,128 +38,40 @@ class Run:
         tasks: TaskStream,
         held_out: Sequence[Task],
         folder: Path,
-        start: Path,
         fleet: Fleet,
         console: Console,
+        canary: list[int],
     ) -> None:
         self.cfg, self.algo, self.folder = cfg, algo, folder
         self.step, self.version = 0, -1
         self.state = algo.init_state()
         self.key = Key(cfg.seed)
         self._fleet, self._console = fleet, console
-        self._text = Text(start, cfg.sampler.stop)
         self._tasks, self._held_out = tasks, held_out
         self.records = Records(cfg, folder, console)
-        self._bundles = Bundles(cfg, folder, start, fleet)
         self._row = StepRow()
         self._skips = 0
-        self._collector = Collector(cfg, fleet, self._text)
-        self._scoring = Scoring(cfg.rewards, self._collector, folder, self.key, console.say)
-        first = self._text.prompt_ids(self._tasks.ticket(0).tasks[0].prompt)
-        size = json.loads((start / "config.json").read_text())["vocab_size"]
-        self._publisher = Publisher(cfg, fleet, canary_ids(first, size, self.key))
+        self._publisher = Publisher(cfg, fleet, canary)
 
-    # -- verbs of algorithms ---------------------------------------------------------------------
+    def collecting(self, ticket: Ticket) -> Any:
+        """What the algorithm collects with for `ticket`: it has a `row` of metrics."""
+        raise NotImplementedError
 
-    def fit(
-        self,
-        groups: Sequence[Group],
-        adv: Sequence[float] | torch.Tensor | StepAdvantages | None,
-        *,
-        aggregate: Aggregation = "token",
-        epochs: int = 1,
-        minibatches: int = 1,
-        by_token: ByToken = NOTHING,
-        together: bool = False,
-    ) -> WeightUpdate | None:
-        """Takes `epochs x minibatches` optimizer steps on every member of `groups`.
+    def evaluate(self) -> dict[str, float]:
+        """How good the policy is on held-out tasks; appended to `eval.jsonl`."""
+        raise NotImplementedError
 
-        adv: one number per member in order, or for its steps, or None (all 0, for losses that do not
-        use it); by_token: how learner ranks make advantages of each token from it; together: members
-        of a group are never split over micro-batches, for losses of pairs. Returns the update to
-        publish, or None if there were no rows or every step was skipped.
-        """
-        members, unit = members_of(groups)
-        if not members:
-            return None
-        job = fit_job(
-            *(self.cfg, self.algo, self.step, members, adv, self.state),
-            aggregate=aggregate,
-            epochs=epochs,
-            minibatches=minibatches,
-            by_token=by_token,
-            unit=unit if together else None,
-        )
-        self._console.phase("learn", self.step + 1)
-        began = time.monotonic()
-        with self._row.timed("learn"), self._fleet.samplers_asleep():
-            reports = self._ask_learners("fit", job, [m.row for m in members])
-        self._fleet.was_busy("learners", (time.monotonic() - began) * self.cfg.learner.num)
-        self.state = self.algo.next_state(self.state, reports[0].metrics)
-        self._row.update(reports[0].metrics)
-        self._row["rows"] = len(members)
-        trained = epochs * sum(m.num_tokens for m in members)
-        self._row["tokens/trained"] = self._row.get("tokens/trained", 0) + trained
-        traces = [trace for report in reports for trace in report.traces]
-        self.records.tokens(list(token_rows(self.step + 1, traces, members, self._text)))
-        self._stop_if_nonfinite(reports, members, len(job.updates))
-        if job.critic_only or reports[0].skipped == len(job.updates):
-            return None
-        return WeightUpdate(self.version + 1, self.version, "full", ())
+    def before_learning(self, groups: Sequence[Group]) -> None:
+        """Called with what a step is to learn from."""
 
-    def measure(
-        self,
-        groups: Sequence[Group],
-        adv: Sequence[float] | torch.Tensor | None,
-        *,
-        aggregate: Aggregation = "token",
-        together: bool = False,
-    ) -> dict[str, float]:
-        """What `fit` would report of `groups`, at least one, without learning from them."""
-        members, unit = members_of(groups)
-        job = fit_job(
-            *(self.cfg, self.algo, self.step, members, adv, self.state),
-            aggregate=aggregate,
-            epochs=1,
-            minibatches=1,
-            unit=unit if together else None,
-            learn=False,
-        )
-        with self._row.timed("measure"), self._fleet.samplers_asleep():
-            [report, *_] = self._ask_learners("fit", job, [m.row for m in members])
-        return dict(report.metrics)
+    def after_step(self, row: Mapping[str, Any]) -> None:
+        """Called with the row of a step that ended."""
 
-    def add_noise(self, step: NoiseStep) -> WeightUpdate:
-        """Moves the weights along seeds; returns the update to publish. For algorithms `by_noise`."""
-        report = self._of_master("add_noise", step)
-        self._row.update(report)
-        return WeightUpdate(self.version + 1, self.version, "noise", ())
+    def save_more(self, folder: Path) -> None:
+        """Adds to a checkpoint what this kind of run must not lose."""
 
-    def losses(
-        self, groups: Sequence[Group], probes: Sequence[Noise], drawing: Drawing
-    ) -> list[float]:
-        """The mean negative log-likelihood of all members' tokens under each of `probes`, in nats."""
-        members, _ = members_of(groups)
-        found = self._of_master("losses", probes, drawing, [m.row for m in members])
-        self._row["rows"] = len(members)
-        return found
-
-    def keep_best(self) -> None:
-        """The learner keeps the weights of now, for `recall_best`. For algorithms `by_noise`."""
-        self._of_master("keep_best")
-
-    def recall_best(self) -> WeightUpdate:
-        """Puts the weights of the last `keep_best` back; returns the update to publish."""
-        self._of_master("recall_best")
-        return WeightUpdate(self.version + 1, self.version, "full", ())
-
-    def _of_master(self, method: str, *args: Any) -> Any:
-        self._console.phase("learn", self.step + 1)
-        began = time.monotonic()
-        with self._row.timed("learn"), self._fleet.samplers_asleep():
-            [answer] = self._ask_learners(method, *args)
-        self._fleet.was_busy("learners", time.monotonic() - began)
-        return answer
+    def restore_more(self, folder: Path, step: int) -> None:
+        """Restores what `save_more` wrote."""
 
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""
@@ -183,12 +81,6 @@ class Run:
     def held_out(self) -> list[Task]:
         """The held-out tasks, at most `eval.max_tasks`."""
         return [self._held_out[i] for i in range(min(self.cfg.eval.max_tasks, len(self._held_out)))]
-
-    def demos(self, tasks: Sequence[Task]) -> list[Group]:
-        """Each task with its reference responses as members of origin `demo`, unscored."""
-        return self._collector.demos(tasks, self.version)
-
-    # -- verbs of the loop -----------------------------------------------------------------------
 
     def publish(self, update: WeightUpdate | None) -> None:
         """Moves the samplers to the learner's weights, and proves that they got and use them."""
@@ -205,7 +97,7 @@ class Run:
         kept first, if this step is to be replayed."""
         self._row = row
         row.update(staleness(groups, self.version))
-        self._bundles.begin(self.step + 1, self.version, groups, self.state)
+        self.before_learning(groups)
         return self.algo.learn(self, groups)
 
     def record(self, groups: Sequence[Group], seconds: float) -> None:
@@ -228,30 +120,7 @@ class Run:
         row.update(self._row)
         self._row = StepRow()
         self.records.step(row)
-        self._bundles.finish(row)
-
-    def evaluate(self) -> dict[str, float]:
-        """Greedy success on held-out tasks; appended to `eval.jsonl`."""
-        cfg = self.cfg.eval
-        tasks = self.held_out
-        self._console.phase("evaluate", self.step)
-        began = time.monotonic()
-        completions = self._collector.sample(tasks, 1, self.key.child("eval"), True, cfg.max_tokens)
-        groups = self._scoring.outcomes(completions, self.step, "eval")
-        members, _ = members_of(groups)
-        result = {f"eval/{k}": v for k, v in reward_summary(members).items()}
-        result["eval/tasks"] = float(len(tasks))
-        result["eval/tokens"] = sum(m.num_tokens for m in members) / max(1, len(members))
-        result["time/eval_s"] = time.monotonic() - began
-        result["recovery/restarts"] = float(self._restarts())
-        self.records.evaluation({"step": self.step, "version": self.version, **result})
-        self.records.samples(groups, self.step, "eval")
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
-        self._console.say(
-            f"eval after step {self.step}: {shown}  ({len(tasks)} held-out tasks, greedy, "
-            f"{result['time/eval_s']:.1f} s)"
-        )
-        return result
+        self.after_step(row)
 
     def save(self) -> Path:
         """Writes an atomic checkpoint: weights, optimizer, random state, algorithm state, position."""
@@ -265,6 +134,7 @@ class Run:
                 what="save",
                 deadline_s=self.cfg.deadlines.save,
             )
+            self.save_more(folder)
 
         state = {
             "version": self.version,
@@ -284,22 +154,8 @@ class Run:
         self.state = position.algo_state
         self.step, self.version = state["step"], state["version"]
         self.records.rewind(self.step)
-        self._scoring.account.forget_after(self.step)
+        self.restore_more(folder, self.step)
         self._console.say(f"resumed from {folder}")
-
-    def collecting(self, ticket: Ticket) -> Collecting:
-        """What the algorithm collects with for `ticket`."""
-        return Collecting(
-            self.cfg,
-            ticket.index,
-            self.version,
-            self.key,
-            self.state,
-            self._collector,
-            self._scoring,
-            self.records,
-            self._console.phase if not self.cfg.max_staleness else lambda phase, step: None,
-        )
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets not yet learnt from."""
@@ -319,8 +175,6 @@ class Run:
         """Whether the section `what` (with `every` and `at_end`) asks for its turn now."""
         last = self.step == self.cfg.steps
         return bool(what.at_end) if last else bool(what.every and self.step % what.every == 0)
-
-    # -- inside ----------------------------------------------------------------------------------
 
     def _restarts(self) -> int:
         """Restarts since they were last recorded: each is counted in one row."""
@@ -342,8 +196,7 @@ class Run:
         guilty = sorted({row for report in reports for row in report.nonfinite_rows})
         path = self.folder / f"nonfinite_step_{self.step + 1}.jsonl"
         lines = JsonLines(path)
-        for row in guilty:
-            m = members[row]
+        for m in (members[row] for row in guilty if row < len(members)):
             lines.append(
                 {"step": self.step + 1, "id": m.id, "task": m.task_id, "completion": m.text}
             )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlft.algo import Algo
 from rlft.check import (
@@ -25,11 +26,13 @@ from rlft.cluster.waits import Waits
 from rlft.config import Config, load_config
 from rlft.errors import ActorDied, ActorFailed, ConfigError, DeadlineExceeded
 from rlft.loop import loop
-from rlft.policy.start import folder_of, start_folder
+from rlft.policy.start import folder_of, policy_folder, start_folder
 from rlft.record.checkpoint import Position, newest_checkpoint, resumable
 from rlft.record.console import Console
 from rlft.record.folder import forget_records, locked, open_folder, refuse_second
 from rlft.run import Run
+from rlft.run_control import ControlRun
+from rlft.run_text import TextRun
 from rlft.tasks import TaskStream
 from rlft.types import Task
 
@@ -68,18 +71,27 @@ def train(
         whole = with_plugin_defaults(cfg, algo, env)
         open_folder(whole, folder, resume=resume or again, forget=again and position is None)
         if cfg.warm_start is None:
-            start = start_folder(cfg, folder)
-            check_prompts(cfg, algo, start, tasks, held_out)
+            start = _start(cfg, algo, env, folder, tasks, held_out)
         with ray_session(cfg, console.say) as resources:
             plan = make_plan(cfg, resources)
             if cfg.warm_start:
                 cfg = _after_warm_start(cfg, folder, resume or again, console.say)
-                start = start_folder(cfg, folder)
-                check_prompts(cfg, algo, start, tasks, held_out)
+                start = _start(cfg, algo, env, folder, tasks, held_out)
             for line in (*plan.lines, *algo.suits(cfg)):
                 console.say(line)
             attempt = _Attempt(cfg, algo, tasks, held_out, folder, start, plan, console)
             return _until_done(attempt, position, restarts=int(again))
+
+
+def _start(
+    cfg: Config, algo: Algo, env: Any, folder: Path, tasks: TaskStream, held_out: Sequence[Task]
+) -> Path:
+    """The folder that the policy starts from, after what can be checked with it."""
+    if algo.acts:
+        return policy_folder(cfg, env, folder)
+    start = start_folder(cfg, folder)
+    check_prompts(cfg, algo, start, tasks, held_out)
+    return start
 
 
 def _critic(algo: Algo) -> str | None:
@@ -119,7 +131,9 @@ class _Attempt:
         began = time.monotonic()
         say, by_noise = self.console.say, self.algo.by_noise
         fleet = start_fleet(
-            *(self.cfg, self.plan, waits, self.start, needs, say, critic), by_noise=by_noise
+            *(self.cfg, self.plan, waits, self.start, needs, say, critic),
+            by_noise=by_noise,
+            acts=self.algo.acts,
         )
         self.console.say(
             f"started {fleet.census()} in {time.monotonic() - began:.1f} s; run folder {self.folder}"
@@ -128,8 +142,10 @@ class _Attempt:
 
     def run(self, fleet: Fleet) -> Run:
         """A run at step 0 with these actors."""
-        tasks, start, console = self.tasks, self.start, self.console
-        return Run(self.cfg, self.algo, tasks, self.held_out, self.folder, start, fleet, console)
+        what = (self.cfg, self.algo, self.tasks, self.held_out, self.folder)
+        if self.algo.acts:
+            return ControlRun(*what, fleet, self.console)
+        return TextRun(*what, self.start, fleet, self.console)
 
 
 def _until_done(attempt: _Attempt, position: Position | None, restarts: int) -> dict[str, float]:

@@ -126,8 +126,52 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """Steps of one episode of an environment, in order, as they lie in the object store.
+
+    obs: arrays `[T, ...]` by name; action: float32 `[T, A]`; params: float32 `[T, D]`, of the
+    distribution that the action was drawn from; logp, value, reward: float32 `[T]`; bootstrap: the value
+    of what came after the last step, 0 if the episode terminated there; state: float32 `[H]`, what a
+    recurrent policy carried into the first step; after: the observation after the last step. Of a
+    demonstration logp, value and params are NaN.
+    """
+
+    obs: Mapping[str, np.ndarray]
+    action: np.ndarray
+    params: np.ndarray
+    logp: np.ndarray
+    value: np.ndarray
+    reward: np.ndarray
+    bootstrap: float
+    state: np.ndarray | None
+    after: Mapping[str, np.ndarray]
+
+
+End = Literal["terminated", "truncated", "cut", "error"]
+"""How a stretch of an episode ends: by the environment's own rule, by a limit on steps, because no more
+was asked for, or because the environment failed. Only the first leaves nothing to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A whole episode as the driver sees it. ret: undiscounted return, from the reset on also for a vine;
+    length: steps from the reset on; success: None if the environment does not say; traces: int arrays
+    `[steps + 1, d]` by name, of the steps that were recorded; start: steps before the first of them;
+    error: what ended it, if it failed."""
+
+    seed: int
+    ret: float
+    length: int
+    end: End
+    success: bool | None = None
+    traces: Mapping[str, np.ndarray] = field(default_factory=dict)
+    start: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RowRef:
-    """Where a `Row` lies: an object-store reference to a list of rows, and the index in it."""
+    """Where a `Row` or `Strip` lies: an object-store reference to a list of them, and the index in it."""
 
     ref: Any
     index: int
@@ -176,7 +220,8 @@ class Trajectory:
 
     version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`;
     given_tokens: how many of the response's first tokens came from a demonstration; member: which
-    member of a population drew it, -1: none, but the policy itself.
+    member of a population drew it, -1: none, but the policy itself; episode: of an environment, the
+    episode that ended here.
     """
 
     id: str
@@ -191,6 +236,7 @@ class Trajectory:
     outcome: Outcome | None = None
     given_tokens: int = 0
     member: int = -1
+    episode: Episode | None = None
 
     @property
     def reward(self) -> float | None:
@@ -245,13 +291,15 @@ class PolicyOut:
 
     value: what a critic expects from each decision on, in a term of a module that has one.
     score: float32 `[B]`, what a reward model says of each row, prompt and response; None of a policy
-    that writes. A reward model writes nothing: its `logp` and `entropy` are 0.
+    that writes. A reward model writes nothing: its `logp` and `entropy` are 0. behaviour_kl: KL of the
+    distribution that each action was drawn from to the policy's, in nats, exact; of environments only.
     """
 
     logp: torch.Tensor
     entropy: torch.Tensor
     value: torch.Tensor | None = None
     score: torch.Tensor | None = None
+    behaviour_kl: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"

@@ -29,14 +29,19 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
         registry.build("reward", {"name": reward.fn, **reward.args})
     registry.resolve("engine", cfg.sampler.engine)
     registry.resolve("transport", cfg.publish.transport)  # made where the GPUs are
-    if cfg.model.build is not None:
+    acts = callable(getattr(env, "make", None))
+    if acts != algo.acts:
+        raise ConfigError(_mismatch(cfg, algo, acts))
+    if acts:
+        _check_acting(cfg, env)
+    elif cfg.model.build is not None:
         spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
         registry.build("model", spec)
     evaluates = cfg.eval.every or cfg.eval.at_start or cfg.eval.at_end
     if (algo.samples or evaluates) and cfg.sampler.num == 0:
         what = f"algo {type(algo).__name__}" if algo.samples else "eval"
         raise ConfigError(f"{what} samples, but sampler.num is 0; set it to at least 1")
-    if (algo.samples or evaluates) and not cfg.rewards.fns:
+    if (algo.samples or evaluates) and not cfg.rewards.fns and not acts:
         raise ConfigError("rewards.fns is empty; name at least one reward, e.g. [{fn: gsm8k}]")
     if cfg.max_staleness > algo.max_staleness:
         raise ConfigError(
@@ -51,6 +56,51 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
     algo.suits(cfg)
     _ship_by_value()
     return algo, env
+
+
+def _mismatch(cfg: Config, algo: Algo, acts: bool) -> str:
+    name = cfg.env if isinstance(cfg.env, str) else cfg.env["name"]
+    if acts:
+        return (
+            f"env {name} is an environment that a policy acts in; algo {type(algo).__name__} trains a "
+            f"policy that writes. Use control_ppo, reinforce, polychromic or clone"
+        )
+    return (
+        f"algo {type(algo).__name__} trains a policy that acts; env {name} has prompts and no `make`. "
+        f"Use an environment such as gym or minigrid, or an algorithm such as grpo"
+    )
+
+
+def _check_acting(cfg: Config, env: Any) -> None:
+    """What a policy that acts can do without, and what it needs."""
+    from rlft.policy.distributions import distribution_of
+    from rlft.policy.observed import parts_of
+
+    if cfg.rewards.fns:
+        raise ConfigError(
+            "rewards.fns is set, but an environment gives its own rewards; remove it, and shape rewards "
+            "with a Gymnasium wrapper"
+        )
+    if cfg.model.dtype != "float32" or cfg.model.lora is not None:
+        raise ConfigError(
+            f"a policy that acts is trained in float32 without adapters; got model.dtype="
+            f"{cfg.model.dtype}{', model.lora' if cfg.model.lora else ''}: set model.dtype=float32"
+        )
+    if cfg.learner.zero_stage == 3:
+        raise ConfigError(
+            "learner.zero_stage=3 shards weights, which small policies do without; use 0, 1 or 2"
+        )
+    if cfg.publish.transport != "object_store":
+        raise ConfigError(
+            f"publish.transport is {cfg.publish.transport}; runners take weights by object_store"
+        )
+    one = env.make()
+    parts_of(one.observation_space)
+    distribution_of(one.action_space)
+    if cfg.model.build is not None:
+        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
+        registry.build("network", spec)(one.observation_space, one.action_space)
+    one.close()
 
 
 def plugin_warnings(cfg: Config) -> list[str]:

@@ -29,7 +29,8 @@ question can be put again, to a replacement."""
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What an actor is made of, so that it can be made again."""
+    """What an actor is made of, so that it can be made again. unit: of its progress, empty: it has one
+    thread, Python's main one, on which signals are handled, and says nothing while it works."""
 
     name: str
     unit: str
@@ -223,7 +224,8 @@ class Fleet:
 
 
 def _started(post: Post) -> Owner:
-    actor: Any = ray.remote(concurrency_groups={"control": 1, "between": 1})(post.cls)  # type: ignore[call-overload]
+    groups = {"concurrency_groups": {"control": 1, "between": 1}} if post.unit else {"num_cpus": 0}
+    actor: Any = ray.remote(**groups)(post.cls)  # type: ignore[call-overload]
     return Owner(post.name, actor.options(**post.options).remote(post.name, *post.args), post.unit)
 
 
@@ -254,12 +256,14 @@ def start_fleet(
     critic: str | None = None,
     *,
     by_noise: bool = False,
+    acts: bool = False,
 ) -> Fleet:
     """Starts samplers, learner ranks and reward workers in parallel; returns when all answer.
 
     folder: the Hugging Face folder to start from; needs: batch fields that the algorithm's terms read;
     critic: where a critic starts, if they read its values; None: at `folder`.
-    by_noise: the learner is a master that moves by noise (`NoiseRank`), without a gradient.
+    by_noise: the learner is a master that moves by noise (`NoiseRank`), without a gradient; acts: the
+    policy acts in an environment (`Runner`, `ControlRank`).
     """
     waits.stage = "start"
     group = placement_group(list(plan.bundles), strategy="PACK")
@@ -267,7 +271,7 @@ def start_fleet(
     try:
         placed = Owner("the placement of actors (does the cluster have free resources?)")
         waits.get([(placed, group.ready())], "placement", min(cfg.deadlines.start, 120))
-        posts = _posts(cfg, plan, group, folder, needs, critic, by_noise)
+        posts = _posts(cfg, plan, group, folder, needs, critic, by_noise, acts)
         fleet = Fleet(cfg, posts, group, waits)
         _connect(fleet, cfg, say)
     except BaseException:
@@ -287,13 +291,19 @@ def _posts(
     needs: frozenset[str],
     critic: str | None,
     by_noise: bool,
+    acts: bool,
 ) -> dict[str, list[Post]]:
     # Imported here, in the driver, for their class only; what they import heavily stays in the actors.
+    from rlft.learning.control_rank import ControlRank
     from rlft.learning.noise_rank import NoiseRank
     from rlft.learning.rank import LearnerRank
     from rlft.rewards.worker import RewardWorker
     from rlft.sampling.population import PopulationSampler
     from rlft.sampling.sampler import Sampler
+    from rlft.sampling.vector import Runner
+
+    learner: Any = ControlRank if acts else NoiseRank if by_noise else LearnerRank
+    of_learner: tuple[Any, ...] = () if acts or by_noise else (needs, critic)
 
     def options(bundle: int, threads: int, gpus: float, shared: bool) -> dict[str, Any]:
         return actor_options(group, bundle=bundle, threads=threads, gpus=gpus, shared=shared)
@@ -301,9 +311,9 @@ def _posts(
     shared = shares_gpus(cfg)
     samplers = [
         Post(
-            f"sampler {index}",
-            "completions",
-            PopulationSampler if by_noise else Sampler,
+            f"runner {index}" if acts else f"sampler {index}",
+            "" if acts else "completions",
+            Runner if acts else PopulationSampler if by_noise else Sampler,
             (cfg, folder),
             options(plan.sampler_bundle[index], plan.sampler_threads, cfg.sampler.gpus, shared),
         )
@@ -313,8 +323,8 @@ def _posts(
         Post(
             f"learner {rank}",
             "micro-batches",
-            NoiseRank if by_noise else LearnerRank,
-            (cfg, folder) if by_noise else (cfg, rank, folder, needs, critic),
+            learner,
+            (cfg, folder) if by_noise else (cfg, rank, folder, *of_learner),
             options(plan.learner_bundle[rank], plan.learner_threads, cfg.learner.gpus, shared),
         )
         for rank in range(cfg.learner.num)

@@ -24,13 +24,19 @@ RowSteps = tuple[tuple[int, float], ...]
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What credit reads, `[B, T]`; T is the number of decisions. reward: as placed; value: the critic's
-    before the fit; old_logp, ref_logp: policy and reference, in nats. None: not asked for."""
+    before the fit; old_logp, ref_logp: policy and reference, in nats. None: not asked for. Of
+    environments also: over, `[B]`, the value of what came after each row, 0 if it terminated; number,
+    `[B]`, what the algorithm says of each row, NaN: nothing; sample_logp: of whoever chose the action.
+    """
 
     mask: torch.Tensor
     reward: torch.Tensor
     value: torch.Tensor | None = None
     old_logp: torch.Tensor | None = None
     ref_logp: torch.Tensor | None = None
+    over: torch.Tensor | None = None
+    number: torch.Tensor | None = None
+    sample_logp: torch.Tensor | None = None
 
 
 Credit = Callable[[Seen], tuple[torch.Tensor, torch.Tensor]]
@@ -44,8 +50,8 @@ class GAE:
 
     gamma, lam: in [0, 1]. kl_coef: each decision's reward is lowered by this times
     `old_logp - ref_logp` (InstructGPT, arXiv 2203.02155, equation 2); 0 needs no reference. whiten:
-    mean 0 and deviation 1 (n - 1) over all decisions of the batch. Every answer counts as terminated,
-    also one that was cut off: its reward was given for what there is.
+    mean 0 and deviation 1 (n - 1) over all decisions of the batch. Every answer of a language model counts
+    as terminated, also one that was cut off: its reward was given for what there is.
     """
 
     gamma: float = 1.0
@@ -72,6 +78,8 @@ class GAE:
                 old_BT - masked("ref_logp", seen.ref_logp, seen.mask)
             )
         over_B = torch.zeros(len(seen.mask), device=seen.mask.device)
+        if seen.over is not None:
+            over_B = seen.over
         return gae(reward_BT, seen.value, over_B, seen.mask, gamma=self.gamma, lam=self.lam)
 
 

@@ -6,7 +6,6 @@ batch of an update, so the gradient does not depend on how rows were split over 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,8 @@ from rlft.credit.decision import Credit, RowSteps
 from rlft.learning.appraisal import Micro, TokenSteps, appraise
 from rlft.learning.critic import Critic
 from rlft.learning.learner import Learner
-from rlft.losses.aggregate import Aggregation, decision_weight, denominator, per_decision
+from rlft.learning.objective import Sums, objective
+from rlft.losses.aggregate import Aggregation, decision_weight, denominator
 from rlft.losses.corrected import with_effective_share
 from rlft.losses.correction import mismatch
 from rlft.types import Batch, PolicyOut, Row, Term
@@ -106,7 +106,7 @@ def run_fit(
     metrics = {}
     if job.credit is not None:
         metrics = appraise(job.credit, plan, job.first_epoch, job.adv.tolist(), steps or {}, critic)
-    sums = _Sums()
+    sums = Sums()
     nonfinite: set[int] = set()
     traces: list[TokenTrace] = []
     skipped, critic_skipped, done, total = 0, 0, 0, sum(len(micros) for micros in plan)
@@ -117,7 +117,7 @@ def run_fit(
             micro.kl_point = point
             fresh = index < job.first_epoch
             if not job.critic_only:
-                first = sums if fresh else _Sums()
+                first = sums if fresh else Sums()
                 guilty, logp = _accumulate(learner, job, micro, denom, first, sums)
                 nonfinite |= guilty
                 if fresh:
@@ -218,7 +218,7 @@ def _kl_point(learner: Learner, job: FitJob, micros: list[Micro]) -> torch.Tenso
 
 
 def _accumulate(
-    learner: Learner, job: FitJob, micro: Micro, denom: float, mismatch_sums: _Sums, sums: _Sums
+    learner: Learner, job: FitJob, micro: Micro, denom: float, mismatch_sums: Sums, sums: Sums
 ) -> tuple[set[int], torch.Tensor]:
     """Forward and backward of one micro-batch; returns the rows whose loss is not finite, and the
     log-probs `[B, T]` that the loss took for those of the start of the fit."""
@@ -226,7 +226,7 @@ def _accumulate(
     with torch.set_grad_enabled(job.learn):
         out = _forward(learner, inputs, job.temperature)
     batch = _batch(job, micro, out.logp.detach())
-    loss, guilty = _objective(job, "policy", micro, out, batch, denom, sums)
+    loss, guilty = objective(zip(job.terms, job.coef, strict=True), "policy", micro.rows, out, batch, denom, sums)
     if job.learn:
         learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
@@ -239,45 +239,16 @@ def _accumulate(
 
 
 def _accumulate_critic(
-    critic: Critic, job: FitJob, micro: Micro, denom: float, sums: _Sums
+    critic: Critic, job: FitJob, micro: Micro, denom: float, sums: Sums
 ) -> set[int]:
     """The same of the critic, after the policy's graph is gone; returns the rows with a loss that is
     not finite."""
     blank = torch.zeros(micro.inputs.mask.shape, device=critic.device)
     out = PolicyOut(logp=blank, entropy=blank, value=critic.forward(micro.inputs))
     batch = _batch(job, micro, blank)
-    loss, guilty = _objective(job, "critic", micro, out, batch, denom, sums)
+    loss, guilty = objective(zip(job.terms, job.coef, strict=True), "critic", micro.rows, out, batch, denom, sums)
     critic.backward(loss)
     return guilty
-
-
-def _objective(
-    job: FitJob,
-    module: str,
-    micro: Micro,
-    out: PolicyOut,
-    batch: Batch,
-    denom: float,
-    sums: _Sums,
-) -> tuple[torch.Tensor, set[int]]:
-    """The sum of the terms of `module`, and the rows of which it is not finite."""
-    mask = micro.inputs.mask
-    counter = "grad_norm" if module == "policy" else f"{module}/grad_norm"
-    loss = torch.zeros((), device=mask.device)
-    row_loss = torch.zeros(len(mask), device=mask.device)
-    for term, coef in zip(job.terms, job.coef, strict=True):
-        if term.module != module:
-            continue
-        value = term.fn(out, batch)
-        value, diagnostics = value if isinstance(value, tuple) else (value, {})
-        weighted = per_decision(term.name, value, mask) * batch.weight
-        loss = loss + coef * weighted.sum() / denom
-        row_loss = row_loss + weighted.detach().sum(dim=1)
-        sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per=counter)
-        for name, value_BT in diagnostics.items():
-            sums.over(name, value_BT, mask & ~value_BT.isnan())  # NaN: does not apply there
-    pairs = zip(micro.rows, row_loss.tolist(), strict=False)
-    return loss, {row for row, value in pairs if not np.isfinite(value)}
 
 
 def _batch(job: FitJob, micro: Micro, logp_BT: torch.Tensor) -> Batch:
@@ -305,48 +276,3 @@ def _batch(job: FitJob, micro: Micro, logp_BT: torch.Tensor) -> Batch:
         unit=unit,
         kl_point=micro.kl_point,
     )
-
-
-class _Sums:
-    """Running sums of a rank, averaged over all ranks at the end in two all-reduces."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self._largest: dict[str, float] = defaultdict(float)
-        self._per: dict[str, str] = {}
-
-    def add(self, name: str, value: float, count: float, per: str | None = None) -> None:
-        """per: the name whose count, of applied updates, the sum is divided by, not its own."""
-        self._sums[name][0] += value
-        self._sums[name][1] += count
-        if per is not None:
-            self._per[name] = per
-
-    def over(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
-        """Adds the masked values of a `[B, T]` tensor."""
-        self.add(name, float(value_BT.detach()[mask_BT].sum()), float(mask_BT.sum()))
-
-    def largest(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
-        chosen = value_BT.detach()[mask_BT]
-        self._largest[name] = max(
-            self._largest[name], float(chosen.max()) if chosen.numel() else 0.0
-        )
-
-    def reduced(self, device: torch.device) -> dict[str, float]:
-        """Averages and maxima over every rank. A collective."""
-        names, peaks = sorted(self._sums), sorted(self._largest)
-        flat = [x for name in names for x in self._sums[name]]
-        totals = torch.tensor(flat, dtype=torch.float64, device=device)
-        dist.all_reduce(totals)
-        highest = torch.tensor(
-            [self._largest[p] for p in peaks], dtype=torch.float64, device=device
-        )
-        if peaks:
-            dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        pairs = totals.reshape(-1, 2).tolist()
-        out = {}
-        for name, (total, count) in zip(names, pairs, strict=True):
-            if name in self._per:  # this rank's count: every rank counts the same updates
-                count = self._sums[self._per[name]][1]
-            out[name] = total / max(count, 1.0)
-        return {**out, **dict(zip(peaks, highest.tolist(), strict=True))}

@@ -121,6 +121,9 @@ class Trained:
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        return self._stepped()
+
+    def _stepped(self) -> tuple[bool, float]:
         self.engine.step()
         applied = not getattr(self.engine.optimizer, "overflow", False)
         norm = self.engine.get_global_grad_norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Mapping
@@ -47,9 +48,12 @@ class LearnerRank:
         self._cfg, self._rank, self._folder, self._needs = cfg, rank, folder, needs
         self._critic_path = critic or folder
         self._transport = registry.build("transport", cfg.publish.transport)
-        self._text = Text(folder)
         self._progress = (0, 0)
         torch.manual_seed(cfg.seed)  # dropout, if the model has any
+
+    @functools.cached_property
+    def _text(self) -> Text:
+        return Text(self._folder)
 
     def whereabouts(self) -> stacks.Whereabouts:
         return self._where
@@ -74,6 +78,10 @@ class LearnerRank:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if self._cfg.learner.gpus else "gloo"
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+        return self._build()
+
+    def _build(self) -> list[str]:
+        """Makes what is trained; returns notes for the user. A collective."""
         self._learner = Learner(self._cfg, self._policy())
         self._reference = None
         if "ref_logp" in self._needs:

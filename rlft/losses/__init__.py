@@ -4,6 +4,7 @@ The learner reduces: `sum(weight * loss) / denominator` over the global batch (`
 """
 
 from rlft.losses.aggregate import decision_weight, denominator, masked, per_decision
+from rlft.losses.behaviour import KLToBehaviour
 from rlft.losses.cispo import CISPO
 from rlft.losses.correction import (
     Correction,
@@ -14,6 +15,7 @@ from rlft.losses.correction import (
     mismatch,
 )
 from rlft.losses.dppo import DPPO
+from rlft.losses.entropy import EntropyBonus
 from rlft.losses.gmpo import GMPO
 from rlft.losses.gspo import GSPO
 from rlft.losses.kl import KLToReference
@@ -31,7 +33,9 @@ __all__ = [
     "SAPO",
     "ClippedSurrogate",
     "Correction",
+    "EntropyBonus",
     "GeometricReject",
+    "KLToBehaviour",
     "KLToReference",
     "NegativeLogLikelihood",
     "Reinforce",

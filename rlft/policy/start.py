@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rlft import registry
 from rlft.config import Config
@@ -20,6 +21,29 @@ def start_folder(cfg: Config, run_folder: Path) -> Path:
         return _built(cfg, run_folder / "start")
     assert cfg.model.path is not None
     return folder_of(cfg.model.path, "model.path")
+
+
+def policy_folder(cfg: Config, env: Any, run_folder: Path) -> Path:
+    """The same for a policy of the environment `env`: `model.path` is a folder with a policy.json, such
+    as `model` of a checkpoint; `model.build` a network, made for its spaces.
+
+    Raises ConfigError: no such folder, or a policy of other spaces.
+    """
+    from rlft.policy.actor_critic import load_policy, new_policy
+
+    one = env.make()
+    try:
+        if cfg.model.path is not None:
+            folder = Path(cfg.model.path).expanduser().resolve()
+            load_policy(folder, one)
+            return folder
+        folder = run_folder / "start"
+        if (folder / "policy.json").is_file():
+            return folder
+        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
+        return new_policy(spec, one, cfg.seed, folder)
+    finally:
+        one.close()
 
 
 def folder_of(path: str, key: str) -> Path:

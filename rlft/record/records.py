@@ -62,6 +62,10 @@ class Records:
         for row in sample_rows(groups, step, kind):
             self._samples.append(row)
 
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """A row of `samples.jsonl`."""
+        self._samples.append(row)
+
     def tokens(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Completions token by token."""
         for row in rows:

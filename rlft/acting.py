@@ -1,0 +1,224 @@
+"""What the `collect` of an algorithm for environments is given: verbs for one ticket, with a row of its
+own.
+
+Between steps environments are somewhere in their episodes. Where, lies in the object store, one entry a
+block; which entries belong to which step is kept here, so that a checkpoint has those of its own step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlft.cluster.fleet import Fleet, Question
+from rlft.cluster.waits import fetch
+from rlft.config import Config
+from rlft.record.metrics import StepRow
+from rlft.record.episodes import acted, samples
+from rlft.record.records import Records
+from rlft.sampling.vector import Branching, Dealer, Told
+from rlft.sampling.episodes import Start
+from rlft.seeding import Key
+from rlft.types import Group, Outcome, RowRef, Task, Trajectory
+
+_EPISODES = 64
+"""Episodes that a runner is asked for at once: the unit of work, whoever does it."""
+
+
+class Stage:
+    """The runners of a run, and where their environments are."""
+
+    def __init__(self, cfg: Config, fleet: Fleet, key: Key) -> None:
+        self._cfg, self._fleet = cfg, fleet
+        self._dealer = Dealer(key.child("deal"))
+        self._left: dict[int, list[Any]] = {}
+
+    def segments(self, ticket: int, steps: int, key: Key, task: Task) -> list[Group]:
+        """`steps` steps of every environment, from where the ticket before left them."""
+        blocks, together = self._cfg.runner.blocks, 2 if self._cfg.sampler.gpus else 1
+        shares = [list(range(i, min(i + together, blocks))) for i in range(0, blocks, together)]
+        rests = self._left.get(ticket, [None] * len(shares))
+        runners = self._fleet.samplers
+        questions: list[tuple[Any, Question]] = []
+        for index, (share, rest) in enumerate(zip(shares, rests, strict=True)):
+            questions.append(
+                (
+                    runners[index % len(runners)],
+                    _calling("segments", 3, share, rest, steps, key, self._dealer),
+                )
+            )
+        answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
+        self._left[ticket + 1] = [left for _, _, left in answers]
+        members = []
+        for index, ((seconds, version, told), rows, _) in enumerate(answers):
+            self._fleet.was_busy("samplers", seconds)
+            members += [
+                _member(f"{ticket}.{index}.{i}", task.id, one, version, RowRef(rows, i))
+                for i, one in enumerate(told)
+            ]
+        return [Group(task, tuple(members))]
+
+    def episodes(
+        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool, share: int = _EPISODES
+    ) -> list[Group]:
+        """`n` whole episodes from each configuration."""
+        starts = [
+            Start(task, key.child(place, j).seed(63))
+            for place, task in enumerate(tasks)
+            for j in range(n)
+        ]
+        units = [starts[i : i + share] for i in range(0, len(starts), share)]
+        answers = self._fleet.share_out(
+            [_calling("episodes", 2, unit, greedy) for unit in units],
+            "rollout",
+            self._cfg.deadlines.rollout,
+        )
+        found: list[Trajectory] = []
+        for unit, ((seconds, version, told), rows) in zip(units, answers, strict=True):
+            self._fleet.was_busy("samplers", seconds)
+            found += [
+                _member(f"{key.path[-1]}.{len(found) + i}", unit[i].task.id, one, version, RowRef(rows, i))
+                for i, one in enumerate(told)
+            ]
+        return [
+            Group(task, tuple(found[place * n : (place + 1) * n])) for place, task in enumerate(tasks)
+        ]
+
+    def vines(
+        self, tasks: Sequence[Task], seeds: int, branching: Branching, key: Key
+    ) -> list[Vines]:
+        """Of each configuration: seed trajectories, and vines from states on their way."""
+        answers = self._fleet.share_out(
+            [
+                _calling("vines", 2, task, seeds, branching, key.child(place))
+                for place, task in enumerate(tasks)
+            ],
+            "rollout",
+            self._cfg.deadlines.rollout,
+        )
+        found = []
+        for place, (task, ((seconds, version, told), rows)) in enumerate(
+            zip(tasks, answers, strict=True)
+        ):
+            self._fleet.was_busy("samplers", seconds)
+            members = [
+                _member(f"{key.path[-1]}.{place}.{i}", task.id, one, version, RowRef(rows, i))
+                for i, one in enumerate(told)
+            ]
+            families: dict[tuple[int, int], list[Trajectory]] = {}
+            for member, one in zip(members, told, strict=True):
+                families.setdefault((one.root, one.point), []).append(member)
+            roots = families.pop((-1, 0), [])
+            found.append(Vines(Group(task, tuple(roots)), tuple(
+                Group(task, tuple(family)) for family in families.values()
+            )))  # fmt: skip
+        return found
+
+    def forget_before(self, ticket: int) -> None:
+        """Gives up where environments were before `ticket`."""
+        for past in [t for t in self._left if t < ticket]:
+            del self._left[past]
+
+    def left(self, ticket: int) -> list[Any] | None:
+        """Where environments are before `ticket`, fetched; None if nothing was collected in segments."""
+        held = self._left.get(ticket)
+        return None if held is None else fetch(held, self._cfg.deadlines.save, "environments")
+
+    def put_back(self, ticket: int, left: list[Any]) -> None:
+        """Says where environments are before `ticket`."""
+        self._left = {ticket: left}
+
+
+@dataclass(frozen=True, slots=True)
+class Vines:
+    """The seed trajectories from one configuration, and the vines of each rollout state as a group."""
+
+    roots: Group
+    families: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """Verbs: `segments`, `episodes`, `vines`, `note`; else as `Collecting`."""
+
+    cfg: Config
+    step: int
+    version: int
+    key: Key
+    state: Any
+    _stage: Stage
+    _records: Records
+    row: StepRow = field(default_factory=StepRow)
+
+    async def segments(self, steps: int, *, key: Key) -> list[Group]:
+        """`steps` steps of each of the `runner.blocks x runner.envs` environments, episode after episode,
+        cut where they are then. One group of strips of single episodes, the shorter the more episodes
+        ended."""
+        with self.row.timed("rollout"):
+            task = Task("all", "")
+            groups = self._stage.segments(self.step, steps, key, task)
+        return self._told(groups)
+
+    async def episodes(self, tasks: Sequence[Task], *, n: int, key: Key) -> list[Group]:
+        """`n` whole episodes from each configuration; group `i` belongs to `tasks[i]`."""
+        with self.row.timed("rollout"):
+            groups = self._stage.episodes(tasks, n, key, greedy=False, share=max(8, n))
+        return self._told(groups)
+
+    async def vines(
+        self, tasks: Sequence[Task], *, seeds: int, states: int, vines: int, key: Key
+    ) -> list[Vines]:
+        """`seeds` trajectories from each configuration, and `vines` more from each of `states` equally
+        spaced states of each of them (arXiv 2509.25424, appendix A.1.1)."""
+        with self.row.timed("rollout"):
+            found = self._stage.vines(tasks, seeds, Branching(states, vines), key)
+        self._told([v.roots for v in found])
+        whole = [g for v in found for g in (v.roots, *v.families)]
+        self.row["env/steps"] = float(sum(m.num_tokens for g in whole for m in g.members))
+        self.row["tokens/sampled"] = self.row["env/steps"]
+        return found
+
+    def _told(self, groups: list[Group]) -> list[Group]:
+        self.row.update(acted(groups))
+        for row in samples(groups, self.step + 1, "train"):
+            self._records.sample(row)
+        return groups
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Adds an algorithm's own numbers to the metrics of the step."""
+        self.row.update(numbers)
+
+
+def _calling(method: str, returns: int, *args: Any) -> Question:
+    """Asks a runner for `method(*args)`, of which each part of the answer is an object of its own."""
+
+    def ask(handle: Any) -> Any:
+        return getattr(handle, method).options(num_returns=returns).remote(*args)
+
+    return ask
+
+
+def _member(name: str, task: str, told: Told, version: int, row: RowRef) -> Trajectory:
+    episode = told.episode
+    outcome = None
+    if episode is not None and episode.end == "error":
+        outcome = Outcome("error", None, reason=episode.error, fault="raised")
+    elif episode is not None:
+        parts = {} if episode.success is None else {"success": float(episode.success)}
+        outcome = Outcome("value", episode.ret, parts)
+    return Trajectory(
+        id=name,
+        task_id=task,
+        origin="policy",
+        text="",
+        prompt_len=0,
+        num_tokens=told.steps,
+        version=(version, version),
+        truncated=told.end == "truncated",
+        row=row,
+        outcome=outcome,
+        episode=episode,
+    )
+
+

@@ -1,0 +1,83 @@
+"""The trainable policy of an environment, under DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from rlft.config import Config
+from rlft.learning.learner import Trained
+from rlft.policy.actor_critic import ActorCritic
+from rlft.types import PolicyOut
+
+
+class ControlLearner(Trained):
+    """Policy and critic in one engine; the critic has a learning rate of its own where they share
+    nothing."""
+
+    def __init__(self, cfg: Config, policy: ActorCritic) -> None:
+        self._critic = {id(p) for p in policy.value_parameters()}
+        super().__init__(cfg, policy)
+
+    def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        learner = self.cfg.learner
+        groups = [
+            {"params": [p for p in trained if id(p) not in self._critic], "whose": "policy"},
+            {"params": [p for p in trained if id(p) in self._critic], "whose": "critic"},
+        ]
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=0.0,
+            betas=learner.betas,
+            eps=learner.eps,
+            weight_decay=learner.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def policy(self) -> ActorCritic:
+        """The module inside the engine."""
+        return self.engine.module
+
+    @property
+    def state_size(self) -> int:
+        return self.policy.state_size
+
+    def forward(
+        self,
+        obs: Mapping[str, torch.Tensor],
+        state: torch.Tensor | None,
+        action: torch.Tensor,
+        behaviour: torch.Tensor,
+    ) -> PolicyOut:
+        """What the policy says of `action [B, T, A]` on `obs [B, T, ...]`, each row from `state [B, H]`.
+        behaviour: `[B, T, D]`, parameters of the distribution that the actions were drawn from."""
+        params, value = self.engine(dict(obs), state)
+        distribution = self.policy.distribution
+        return PolicyOut(
+            logp=distribution.logp(params, action),
+            entropy=distribution.entropy(params),
+            value=value,
+            behaviour_kl=distribution.kl(behaviour, params),
+        )
+
+    def take_in(self, obs: Mapping[str, torch.Tensor]) -> None:
+        """Lets observations `[N, ...]` into what normalises later ones: the same on every rank."""
+        self.policy.take_in(obs)
+
+    def step(self, lr: float, critic_lr: float | None = None) -> tuple[bool, float]:
+        """Applies the accumulated gradient; see `Trained.step`."""
+        for group in self.engine.optimizer.param_groups:
+            own = critic_lr is not None and group.get("whose") == "critic"
+            group["lr"] = critic_lr if own else lr
+        return self._stepped()
+
+    def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, float32 on the CPU) of every weight and buffer. A collective under ZeRO-3."""
+        named = dict(self.policy.named_parameters())
+        for name, parameter in named.items():
+            with self._gathered([parameter]):
+                yield name, parameter.detach().float().cpu()
+        for name, buffer in self.policy.named_buffers():
+            yield name, buffer.detach().float().cpu()

@@ -1,0 +1,303 @@
+"""One `fit` on strips of episodes, as a rank runs it: credit first, then minibatches of steps or strips.
+
+The same terms, sums and rules as for language models (`fit.py`). What differs: old log-probs, values and
+distributions came with the strips, from the same weights and the same code, so none is computed again;
+and a policy without memory learns from single steps in random order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rlft.credit.decision import Credit, Seen
+from rlft.learning.control_learner import ControlLearner
+from rlft.learning.fit import FitReport
+from rlft.learning.objective import Sums, objective
+from rlft.losses.corrected import with_effective_share
+from rlft.seeding import Key
+from rlft.types import Batch, PolicyOut, Strip, Term
+
+Normalise = Literal["minibatch", "batch", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class StripJob:
+    """What every rank is told: the same on all of them.
+
+    number: float32 `[rows]`, what the algorithm says of each strip, NaN: nothing; on_policy: bool
+    `[rows]`; coef: each term's coefficient this step; key: of the order of minibatches; normalise: over
+    what advantages get mean 0 and deviation 1; target_kl: no further epoch once the policy has moved by
+    so many nats a step; unit: what a minibatch is made of; token_budget: steps of one forward.
+    """
+
+    number: np.ndarray
+    on_policy: np.ndarray
+    terms: tuple[Term, ...]
+    coef: tuple[float, ...]
+    credit: Credit | None
+    epochs: int
+    minibatches: int
+    normalise: Normalise
+    key: Key
+    lr: float
+    critic_lr: float | None
+    token_budget: int
+    unit: Literal["step", "strip"] = "step"
+    target_kl: float | None = None
+    learn: bool = True
+
+
+@dataclass(slots=True)
+class _Table:
+    """All steps of a fit, `[N, ...]`, strips one after the other."""
+
+    obs: dict[str, torch.Tensor]
+    action: torch.Tensor
+    params: torch.Tensor
+    logp: torch.Tensor
+    value: torch.Tensor
+    reward: torch.Tensor
+    on_policy: torch.Tensor
+    row: torch.Tensor
+    adv: torch.Tensor
+    ret: torch.Tensor
+
+
+def fit_strips(
+    learner: ControlLearner,
+    job: StripJob,
+    rank: int,
+    strips: Sequence[Strip],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FitReport:
+    """Runs the updates of `job`; every rank holds all of `strips`. A collective."""
+    lengths = np.array([len(s.reward) for s in strips])
+    table = _table(strips, lengths, job, learner.device)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    metrics: dict[str, float] = {}
+    anew = job.credit is not None and getattr(job.credit, "anew", False)
+    if job.credit is not None and not anew:
+        _appraise(job, strips, lengths, table)
+        metrics |= _worth(table)
+    sums, nonfinite = Sums(), set()
+    skipped = done = updates = 0
+    total = job.epochs * job.minibatches
+    for epoch in range(job.epochs):
+        moved = Sums()
+        for chosen in _minibatches(job, epoch, lengths):
+            applied, guilty = _update(
+                learner, job, rank, table, strips, starts, chosen, sums, moved, first=done == 0
+            )
+            updates += 1
+            skipped += not applied
+            nonfinite |= guilty
+            done += 1
+            progress(done, total)
+        if job.target_kl is not None and epoch + 1 < job.epochs:
+            if moved.reduced(learner.device)["approx_kl"] > job.target_kl:
+                break
+    if job.learn:
+        learner.take_in(table.obs)
+    metrics |= with_effective_share(sums.reduced(learner.device))
+    metrics |= {"lr": job.lr, "skipped_updates": float(skipped), "updates": float(updates)}
+    if job.critic_lr is not None:
+        metrics["critic/lr"] = job.critic_lr
+    coefs = zip(job.terms, job.coef, strict=True)
+    metrics.update({f"coef/{term.name}": coef for term, coef in coefs if coef != 1.0})
+    return FitReport(metrics, skipped, tuple(sorted(nonfinite)))
+
+
+def _table(
+    strips: Sequence[Strip], lengths: np.ndarray, job: StripJob, device: torch.device
+) -> _Table:
+    def joined(arrays: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(device)
+
+    row = np.repeat(np.arange(len(strips)), lengths)
+    zeros = torch.zeros(int(lengths.sum()), device=device)
+    return _Table(
+        {name: joined([s.obs[name] for s in strips]) for name in strips[0].obs},
+        *(joined([getattr(s, f) for s in strips]) for f in ("action", "params")),
+        *(joined([getattr(s, f) for s in strips]) for f in ("logp", "value", "reward")),
+        on_policy=torch.from_numpy(job.on_policy[row]).to(device),
+        row=torch.from_numpy(row).to(device),
+        adv=zeros,
+        ret=zeros,
+    )
+
+
+def _appraise(
+    job: StripJob, strips: Sequence[Strip], lengths: np.ndarray, table: _Table
+) -> None:
+    """Advantages and targets of all steps, from whole strips."""
+    assert job.credit is not None
+    device = table.reward.device
+    mask = torch.from_numpy(np.arange(lengths.max(initial=1)) < lengths[:, None]).to(device)
+
+    def padded(flat: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(mask.shape, device=device)
+        out[mask] = flat
+        return out
+
+    seen = Seen(
+        mask=mask,
+        reward=padded(table.reward),
+        value=padded(table.value),
+        over=torch.tensor([s.bootstrap for s in strips], device=device),
+        number=torch.from_numpy(job.number).to(device),
+        sample_logp=padded(table.logp),
+    )
+    adv, ret = job.credit(seen)
+    table.adv, table.ret = adv[mask], ret[mask]
+    if job.normalise == "batch":
+        table.adv = _standard(table.adv)
+
+
+def _standard(adv: torch.Tensor) -> torch.Tensor:
+    return (adv - adv.mean()) / (adv.std() + 1e-8) if len(adv) > 1 else adv
+
+
+def _worth(table: _Table) -> dict[str, float]:
+    target, value = table.ret.double(), table.value.double()
+    found = {"value/mean": float(value.mean()), "value/target": float(target.mean())}
+    if len(target) > 1 and float(target.std()) > 1e-6 * max(1.0, abs(float(target.mean()))):
+        found["value/explained_variance"] = 1 - float(((target - value).std() / target.std()) ** 2)
+    return found
+
+
+def _minibatches(job: StripJob, epoch: int, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Numbers of the steps, or of the strips, of each minibatch of an epoch."""
+    whole = np.flatnonzero(lengths) if job.unit == "strip" else np.arange(int(lengths.sum()))
+    order = np.random.default_rng(job.key.child("epoch", epoch).seed()).permutation(whole)
+    for part in np.array_split(order, min(job.minibatches, max(1, len(order)))):
+        yield part
+
+
+def _update(
+    learner: ControlLearner,
+    job: StripJob,
+    rank: int,
+    table: _Table,
+    strips: Sequence[Strip],
+    starts: np.ndarray,
+    chosen: np.ndarray,
+    sums: Sums,
+    moved: Sums,
+    first: bool,
+) -> tuple[bool, set[int]]:
+    """One optimizer step; returns whether it was applied, and the strips whose loss is not finite."""
+    lengths = np.diff(starts)
+    count = len(chosen) if job.unit == "step" else int(lengths[chosen].sum())
+    mine = _chunks(chosen, lengths, job, rank, learner.world)
+    scale = None
+    if job.normalise == "minibatch" and job.unit == "step" and len(chosen) > 1:
+        adv = table.adv[torch.from_numpy(chosen).to(table.adv.device)]
+        scale = (adv.mean(), adv.std() + 1e-8)
+    guilty: set[int] = set()
+    for chunk in mine:
+        index, mask = _places(chunk, starts, job.unit)
+        at = torch.from_numpy(index).to(learner.device)
+        mask_BT = torch.from_numpy(mask).to(learner.device)
+        obs = {name: x[at] for name, x in table.obs.items()}
+        state = None
+        if learner.state_size:
+            carried = [strips[i].state for i in (chunk if len(chunk) else [0])]
+            state = torch.from_numpy(np.stack(carried)).to(learner.device)  # type: ignore[arg-type]
+        with torch.set_grad_enabled(job.learn):
+            out = learner.forward(obs, state, table.action[at], table.params[at])
+        adv_BT, ret_BT = table.adv[at], table.ret[at]
+        old_BT = table.logp[at]
+        if job.credit is not None and getattr(job.credit, "anew", False):
+            adv_BT, ret_BT = _anew(job, out, table, at, mask_BT, chunk, strips)
+        if scale is not None:
+            adv_BT = (adv_BT - scale[0]) / scale[1]
+        elif job.normalise == "minibatch" and int(mask_BT.sum()) > 1:
+            seen = adv_BT[mask_BT]
+            adv_BT = (adv_BT - seen.mean()) / (seen.std() + 1e-8)
+        batch = Batch(
+            mask=mask_BT,
+            weight=mask_BT.float(),
+            adv=adv_BT,
+            sample_logp=old_BT,
+            old_logp=old_BT,
+            on_policy=table.on_policy[at[:, 0]],
+            ret=ret_BT,
+            old_value=table.value[at],
+        )
+        rows = table.row[at[:, 0]].tolist()
+        terms = zip(job.terms, job.coef, strict=True)
+        loss, bad = objective(terms, "policy", rows, out, batch, float(max(count, 1)), sums)
+        guilty |= bad
+        if job.learn:
+            learner.backward(loss)
+        with torch.no_grad():
+            sums.over("entropy", out.entropy, mask_BT)
+            gap = torch.where(mask_BT, out.logp - old_BT, 0.0)
+            known = mask_BT & ~gap.isnan()
+            moved.over("approx_kl", gap.exp() - 1 - gap, known)
+            sums.over("approx_kl", gap.exp() - 1 - gap, known)
+            if first:
+                sums.over("mismatch/mean_logp_gap", gap.abs(), known)
+                sums.largest("mismatch/max_logp_gap", gap.abs(), known)
+    if not job.learn:
+        return True, guilty
+    applied, norm = learner.step(job.lr, job.critic_lr)
+    sums.add("grad_norm", norm if applied else 0.0, float(applied))
+    return applied, guilty
+
+
+def _chunks(
+    chosen: np.ndarray, lengths: np.ndarray, job: StripJob, rank: int, world: int
+) -> list[np.ndarray]:
+    """This rank's share of a minibatch, in forwards of at most `token_budget` steps; as many on each
+    rank."""
+    if job.unit == "step":
+        each = job.token_budget
+    else:
+        each = max(1, job.token_budget // int(lengths[chosen].max(initial=1)))
+    shares = [chosen[r::world] for r in range(world)]
+    num = max(1, max(-(-len(share) // each) for share in shares))
+    return np.array_split(shares[rank], num)
+
+
+def _places(
+    chunk: np.ndarray, starts: np.ndarray, unit: Literal["step", "strip"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of steps int64 `[B, T]`, mask bool `[B, T]`) of a chunk; of nothing, one masked step."""
+    if len(chunk) == 0:
+        return np.zeros((1, 1), np.int64), np.zeros((1, 1), bool)
+    if unit == "step":
+        return chunk[:, None], np.ones((len(chunk), 1), bool)
+    first, length = starts[chunk], (starts[1:] - starts[:-1])[chunk]
+    steps = np.arange(length.max())
+    mask = steps < length[:, None]
+    return np.where(mask, first[:, None] + steps, first[:, None]), mask
+
+
+def _anew(
+    job: StripJob,
+    out: PolicyOut,
+    table: _Table,
+    at: torch.Tensor,
+    mask_BT: torch.Tensor,
+    chunk: np.ndarray,
+    strips: Sequence[Strip],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Credit by policy and values as they are now."""
+    assert job.credit is not None and out.value is not None
+    over = [strips[i].bootstrap for i in chunk] or [0.0]
+    return job.credit(
+        Seen(
+            mask=mask_BT,
+            reward=table.reward[at],
+            value=out.value.detach(),
+            old_logp=out.logp.detach(),
+            over=torch.tensor(over, device=mask_BT.device),
+            sample_logp=table.logp[at],
+        )
+    )

@@ -1,0 +1,284 @@
+"""Policies of environments: from observations to a distribution over actions, and a value.
+
+`act` takes one step of many environments, `forward` takes stretches of episodes `[B, T]` at once; on the
+same observations they say the same to rounding. The observation's parts are encoded each in its way
+(images by convolutions, words by an embedding, everything else flat), joined, and read by a memory, if
+there is one, and two heads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from rlft.errors import ConfigError
+from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
+from rlft.policy.observed import Part, parts_of
+
+Obs = Mapping[str, torch.Tensor]
+"""Observation arrays by name, with one or two leading dimensions: `[N, ...]` or `[B, T, ...]`."""
+
+
+class Normaliser(nn.Module):
+    """Running mean and deviation of one part of observations, as buffers: published with the weights.
+
+    They change between fits alone, so a sample and what learns from it see the same numbers.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros(1))
+        self.mean: torch.Tensor
+        self.var: torch.Tensor
+        self.count: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10, 10)
+
+    @torch.no_grad()
+    def take_in(self, x_ND: torch.Tensor) -> None:
+        """Adds `[N, D]` to the running numbers (Chan's parallel formula)."""
+        n, m = float(len(x_ND)), self.count.double()
+        mean, var = x_ND.double().mean(0), x_ND.double().var(0, unbiased=False)
+        delta, total = mean - self.mean.double(), m + n
+        both = self.var.double() * m + var * n + delta**2 * m * n / total
+        self.mean.copy_(self.mean.double() + delta * n / total)
+        self.var.copy_(both / total)
+        self.count.copy_(total)
+
+
+class Encoder(nn.Module):
+    """All parts of an observation as one vector `[N, width]`."""
+
+    def __init__(
+        self, parts: tuple[Part, ...], width: int, hidden: tuple[int, ...], channels: tuple[int, ...],
+        activation: str, normalise: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.parts = parts
+        self.pieces = nn.ModuleDict()
+        joined = 0
+        for part in parts:
+            if part.kind == "image" and channels:
+                piece: nn.Module = _Convolutions(part, channels)
+                joined += piece.width  # type: ignore[operator]
+            elif part.kind == "words":
+                piece = nn.EmbeddingBag(part.high, 32, mode="sum", padding_idx=0)
+                joined += 32
+            else:
+                wanted = normalise and part.kind == "numbers"
+                piece = Normaliser(part.size) if wanted else nn.Identity()
+                joined += part.size
+            self.pieces[part.name] = piece
+        layers: list[nn.Module] = []
+        for size in (*hidden, width) if width else hidden:
+            layers += [_layer(joined, size, 2**0.5), _ACTIVATIONS[activation]()]
+            joined = size
+        self.body, self.width = nn.Sequential(*layers), joined
+
+    def forward(self, obs: Obs) -> torch.Tensor:
+        found = []
+        for part in self.parts:
+            x = obs[part.name]
+            piece = self.pieces[part.name]
+            if part.kind == "image" and isinstance(piece, _Convolutions):
+                found.append(piece(x))
+            elif part.kind == "words":
+                found.append(piece(x.long()))
+            else:
+                found.append(piece(part.flat(x)))
+        return self.body(found[0] if len(found) == 1 else torch.cat(found, -1))
+
+    def take_in(self, obs: Obs) -> None:
+        for part in self.parts:
+            piece = self.pieces[part.name]
+            if isinstance(piece, Normaliser):
+                piece.take_in(part.flat(obs[part.name]))
+
+
+class _Convolutions(nn.Module):
+    """Small images (a grid of cells) by 3x3 convolutions, larger ones by the strides of Nature's DQN."""
+
+    def __init__(self, part: Part, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.part = part
+        small = min(part.shape[:2]) < 36
+        plans = [(3, 1)] * len(channels) if small else [(8, 4), (4, 2), *[(3, 1)] * len(channels)]
+        layers: list[nn.Module] = []
+        before = part.shape[2]
+        for size, (kernel, stride) in zip(channels, plans, strict=False):
+            layers += [nn.Conv2d(before, size, kernel, stride, padding=1 if small else 0), nn.ReLU()]
+            before = size
+        self.net = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            self.width = self.net(torch.zeros(1, part.shape[2], *part.shape[:2])).shape[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(self.part.scaled(x).movedim(-1, 1))
+
+
+class ActorCritic(nn.Module):
+    """A policy and its critic, on one trunk or on two.
+
+    memory: width of a GRU between encoder and heads, 0 for none (only with one trunk).
+    """
+
+    def __init__(
+        self,
+        observations: spaces.Space,
+        actions: spaces.Space,
+        *,
+        width: int,
+        hidden: tuple[int, ...] = (),
+        channels: tuple[int, ...] = (),
+        activation: str = "tanh",
+        memory: int = 0,
+        shared: bool = False,
+        normalise: bool = False,
+        log_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.distribution: Categoricals | Gaussian = distribution_of(actions)
+        parts = parts_of(observations)
+        make = lambda: Encoder(parts, width, hidden, channels, activation, normalise)  # noqa: E731
+        self.policy_encoder = make()
+        self.value_encoder = None if shared or memory else make()
+        read = memory or self.policy_encoder.width
+        self.memory = nn.GRU(self.policy_encoder.width, memory, batch_first=True) if memory else None
+        gaussian = isinstance(self.distribution, Gaussian)
+        out = self.distribution.actions if gaussian else self.distribution.width
+        self.policy_head = _layer(read, out, 0.01)
+        self.log_std = nn.Parameter(torch.full((out,), log_std)) if gaussian else None
+        self.value_head = _layer(read, 1, 1.0)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that an episode carries from step to step."""
+        return self.memory.hidden_size if self.memory is not None else 0
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """What the value alone reads, if policy and value share nothing; else none."""
+        if self.value_encoder is None:
+            return []
+        return [*self.value_encoder.parameters(), *self.value_head.parameters()]
+
+    def act(
+        self, obs: Obs, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """One step of N environments: parameters `[N, D]`, values `[N]`, and the next state `[N, H]`."""
+        hidden = self.policy_encoder(obs)
+        if self.memory is not None:
+            assert state is not None
+            read, last = self.memory(hidden[:, None], state[None].contiguous())
+            hidden, state = read[:, 0], last[0]
+        return self._params(hidden), self._value(obs, hidden), state
+
+    def forward(
+        self, obs: Obs, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stretches of episodes `[B, T]`, each from its state `[B, H]`: parameters `[B, T, D]` and values
+        `[B, T]`. Steps after an episode's end are computed and mean nothing."""
+        rows, steps = next(iter(obs.values())).shape[:2]
+        flat = {name: x.flatten(0, 1) for name, x in obs.items()}
+        hidden = self.policy_encoder(flat)
+        if self.memory is not None:
+            assert state is not None
+            read, _ = self.memory(hidden.view(rows, steps, -1), state[None].contiguous())
+            hidden = read.flatten(0, 1)
+        params = self._params(hidden)
+        return params.view(rows, steps, -1), self._value(flat, hidden).view(rows, steps)
+
+    def take_in(self, obs: Obs) -> None:
+        """Lets the observations `[N, ...]` into the running numbers that normalise later ones."""
+        self.policy_encoder.take_in(obs)
+        if self.value_encoder is not None:
+            self.value_encoder.take_in(obs)
+
+    def _params(self, hidden: torch.Tensor) -> torch.Tensor:
+        out = self.policy_head(hidden)
+        if self.log_std is None:
+            return out
+        return torch.cat([out, self.log_std.expand_as(out)], -1)
+
+    def _value(self, obs: Obs, hidden: torch.Tensor) -> torch.Tensor:
+        read = hidden if self.value_encoder is None else self.value_encoder(obs)
+        return self.value_head(read).squeeze(-1)
+
+
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+def _layer(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    """Orthogonal weights and no bias, as every PPO that works starts (the 37 details, no. 2)."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def load_policy(folder: str | Path, env: Any) -> ActorCritic:
+    """The policy saved in `folder`, for the spaces of the Gymnasium environment `env`.
+
+    Raises ConfigError: no such folder, or weights that belong to other spaces.
+    """
+    from safetensors.torch import load_file
+
+    from rlft import registry
+
+    folder = Path(folder)
+    if not (folder / "policy.json").is_file():
+        raise ConfigError(f"{str(folder)!r} holds no policy of an environment: no policy.json in it")
+    said = json.loads((folder / "policy.json").read_text())
+    network = registry.build("network", said["network"])
+    policy = network(env.observation_space, env.action_space)
+    weights = load_file(folder / "model.safetensors")
+    wrong = [
+        f"{name}: saved {list(weights[name].shape) if name in weights else 'nothing'}, expected "
+        f"{list(tensor.shape)}"
+        for name, tensor in policy.state_dict().items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the policy in {str(folder)!r} belongs to other observations or actions "
+            f"({said['observations']}; {said['actions']}) than this environment's "
+            f"({env.observation_space}; {env.action_space}): {wrong[0]}"
+        )
+    policy.load_state_dict(weights)
+    return policy
+
+
+def new_policy(spec: Mapping[str, Any], env: Any, seed: int, folder: Path) -> Path:
+    """A fresh policy for the spaces of `env`, saved as `folder`, which is returned."""
+    from safetensors.torch import save_file
+
+    from rlft import registry
+
+    network = registry.build("network", spec)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy = network(env.observation_space, env.action_space)
+    beside = folder.with_name(f".{folder.name}")
+    beside.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous() for n, t in policy.state_dict().items()}, beside / "model.safetensors")
+    said = {
+        "network": dict(spec),
+        "observations": str(env.observation_space),
+        "actions": str(env.action_space),
+    }
+    (beside / "policy.json").write_text(json.dumps(said, indent=1) + "\n")
+    return beside.rename(folder)
+
+
+def as_tensors(obs: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """Observation arrays on `device`; on a CPU without a copy."""
+    return {name: torch.from_numpy(x).to(device) for name, x in obs.items()}

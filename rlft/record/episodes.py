@@ -1,0 +1,77 @@
+"""Numbers and rows about episodes: what the metrics and samples files hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlft.filters import members_of
+from rlft.types import Episode, Group
+
+_SAMPLES_A_STEP = 16
+
+
+def episodes_of(groups: Sequence[Group]) -> list[Episode]:
+    """The episodes that ended in these groups, those that failed among them."""
+    members, _ = members_of(groups)
+    return [m.episode for m in members if m.episode is not None]
+
+
+def acted(groups: Sequence[Group]) -> dict[str, float]:
+    """What a step collected. `reward/*` are of the undiscounted returns of episodes that ended in this
+    step, and absent if none did; an episode that failed has no return, and is counted."""
+    members, _ = members_of(groups)
+    ended = episodes_of(groups)
+    steps = float(sum(m.num_tokens for m in members))
+    whole = [e for e in ended if e.end != "error"]
+    out = {
+        "env/steps": steps,
+        "env/strips": float(len(members)),
+        "tokens/sampled": steps,
+        "tokens/prompt": 0.0,
+        "tokens/completion": steps,
+        "episode/count": float(len(ended)),
+        "reward/errors": sum(e.end == "error" for e in ended) / max(1, len(ended)),
+    }
+    if whole:
+        returns = np.array([e.ret for e in whole])
+        out |= {
+            "reward/mean": float(returns.mean()),
+            "reward/std": float(returns.std()),
+            "episode/length": float(np.mean([e.length for e in whole])),
+            "episode/truncated": sum(e.end == "truncated" for e in whole) / len(whole),
+        }
+        known = [e.success for e in whole if e.success is not None]
+        if known:
+            out["reward/success"] = sum(known) / len(known)
+    return out
+
+
+def samples(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[str, Any]]:
+    """Rows of `samples.jsonl` for the first episodes of a step, those that failed first."""
+    ended = [(g.task.id, m) for g in groups for m in g.members if m.episode is not None]
+    ended.sort(key=lambda pair: pair[1].episode.end != "error")
+    for task, m in ended[:_SAMPLES_A_STEP]:
+        episode = m.episode
+        yield {
+            "step": step,
+            "kind": kind,
+            "id": m.id,
+            "task": task,
+            "prompt": "",
+            "completion": "",
+            "target": None,
+            "reward": None if episode.end == "error" else episode.ret,
+            "parts": dict(m.outcome.parts) if m.outcome else {},
+            "outcome": m.outcome.kind if m.outcome else None,
+            "origin": m.origin,
+            "reason": episode.error,
+            "tokens": episode.length,
+            "truncated": m.truncated,
+            "version": list(m.version),
+            "seed": episode.seed,
+            "end": episode.end,
+            "traces": {name: x.tolist() for name, x in episode.traces.items()},
+        }

@@ -1,0 +1,208 @@
+"""A run of a policy that acts in an environment: the verbs of algorithms over strips of episodes."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rlft.acting import Acting, Stage
+from rlft.algo import Algo
+from rlft.cluster.fleet import Fleet
+from rlft.config import Config
+from rlft.credit.decision import Credit
+from rlft.filters import members_of
+from rlft.learning.strip_fit import Normalise, StripJob
+from rlft.record.console import Console
+from rlft.record.episodes import acted, samples
+from rlft.record.summary import success
+from rlft.run import Run
+from rlft.schedule import value_at
+from rlft.seeding import Key
+from rlft.tasks import TaskStream
+from rlft.types import Group, RowRef, Strip, Task, Ticket, WeightUpdate
+
+_ENVIRONMENTS = "environments.pkl"
+
+
+class ControlRun(Run):
+    """An algorithm learns with `fit` and `note`, and collects with the verbs of `Acting`."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        algo: Algo,
+        tasks: TaskStream,
+        held_out: Sequence[Task],
+        folder: Path,
+        fleet: Fleet,
+        console: Console,
+    ) -> None:
+        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, [])
+        self._stage = Stage(cfg, fleet, Key(cfg.seed))
+
+    def fit(
+        self,
+        groups: Sequence[Group],
+        number: Sequence[float] | None = None,
+        *,
+        credit: Credit | None,
+        epochs: int = 1,
+        minibatches: int = 1,
+        normalise: Normalise = "none",
+        unit: Literal["step", "strip"] = "step",
+        critic_lr: float | None = None,
+        target_kl: float | None = None,
+    ) -> WeightUpdate | None:
+        """Takes `epochs x minibatches` optimizer steps on the strips of `groups`.
+
+        credit: from rewards and values to advantages and targets; number: one a strip for it, NaN:
+        nothing; normalise: over what advantages get mean 0 and deviation 1; unit: what minibatches are
+        made of (strips, where a policy has a memory or credit is taken anew); critic_lr: of a critic that
+        shares nothing with the policy, None: the policy's; target_kl: no further epoch beyond it, nats a
+        step. Returns the update to publish, or None if there was nothing to learn from.
+        """
+        members = [m for m in members_of(groups)[0] if m.num_tokens]
+        if not members:
+            return None
+        numbers = np.full(len(members), np.nan, np.float32)
+        if number is not None:
+            kept = [x for x, m in zip(number, members_of(groups)[0], strict=True) if m.num_tokens]
+            numbers = np.asarray(kept, np.float32)
+        job = self._job(
+            numbers,
+            [m.origin == "policy" for m in members],
+            credit=credit,
+            epochs=epochs,
+            minibatches=minibatches,
+            normalise=normalise,
+            unit=unit,
+            critic_lr=critic_lr,
+            target_kl=target_kl,
+        )
+        self._row["tokens/trained"] = float(epochs * sum(m.num_tokens for m in members))
+        return self._fitted(job, [m.row for m in members], members)
+
+    def fit_strips(
+        self, strips: Sequence[Strip], *, epochs: int = 1, minibatches: int = 1, learn: bool = True
+    ) -> WeightUpdate | None:
+        """The same on demonstrations at hand: every step counts, whoever chose it, without credit.
+        learn: False to measure only."""
+        import ray
+
+        stored = ray.put(list(strips))
+        job = self._job(
+            np.full(len(strips), np.nan, np.float32),
+            [False] * len(strips),
+            credit=None,
+            epochs=epochs,
+            minibatches=minibatches,
+            learn=learn,
+        )
+        if learn:
+            self._row["tokens/trained"] = float(epochs * sum(len(s.reward) for s in strips))
+        return self._fitted(job, [RowRef(stored, i) for i in range(len(strips))], [])
+
+    def _job(
+        self,
+        number: np.ndarray,
+        on_policy: Sequence[bool],
+        *,
+        credit: Credit | None,
+        epochs: int,
+        minibatches: int,
+        normalise: Normalise = "none",
+        unit: Literal["step", "strip"] = "step",
+        critic_lr: float | None = None,
+        target_kl: float | None = None,
+        learn: bool = True,
+    ) -> StripJob:
+        terms = self.algo.terms
+        return StripJob(
+            number=number,
+            on_policy=np.asarray(on_policy, bool),
+            terms=terms,
+            coef=tuple(value_at(t.coef, self.step, self.state) for t in terms),
+            credit=credit,
+            epochs=epochs,
+            minibatches=minibatches,
+            normalise=normalise,
+            key=self.key.child("fit", self.step),
+            lr=value_at(self.cfg.learner.lr, self.step),
+            critic_lr=critic_lr,
+            token_budget=self.cfg.learner.token_budget,
+            unit=unit,
+            target_kl=target_kl,
+            learn=learn,
+        )
+
+    def _fitted(self, job: StripJob, refs: list[RowRef], members: list) -> WeightUpdate | None:
+        self._console.phase("learn", self.step + 1)
+        began = time.monotonic()
+        with self._row.timed("learn"), self._fleet.samplers_asleep():
+            reports = self._ask_learners("fit", job, refs)
+        self._fleet.was_busy("learners", (time.monotonic() - began) * self.cfg.learner.num)
+        report = reports[0]
+        if not job.learn:
+            self._row.update({f"held_out/{k}": v for k, v in report.metrics.items() if "/" in k})
+            return None
+        self.state = self.algo.next_state(self.state, report.metrics)
+        self._row.update(report.metrics)
+        self._row["rows"] = len(refs)
+        updates = int(report.metrics["updates"])
+        self._stop_if_nonfinite(reports, members, updates)
+        if report.skipped == updates:
+            return None
+        return WeightUpdate(self.version + 1, self.version, "full", ())
+
+    # -- of the loop -----------------------------------------------------------------------------
+
+    def collecting(self, ticket: Ticket) -> Acting:
+        """What the algorithm collects with for `ticket`."""
+        return Acting(
+            self.cfg, ticket.index, self.version, self.key, self.state, self._stage, self.records
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns on held-out configurations; appended to `eval.jsonl`."""
+        cfg = self.cfg.eval
+        self._console.phase("evaluate", self.step)
+        began = time.monotonic()
+        key = self.key.child("eval")
+        groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy)
+        found = acted(groups)
+        result = {f"eval/{k}": v for k, v in found.items() if k.split("/")[0] in ("reward", "episode")}
+        result["eval/tasks"] = float(len(groups))
+        result["eval/tokens"] = found.get("episode/length", 0.0)
+        result["time/eval_s"] = time.monotonic() - began
+        result["recovery/restarts"] = float(self._restarts())
+        self.records.evaluation({"step": self.step, "version": self.version, **result})
+        for row in samples(groups, self.step, "eval"):
+            self.records.sample(row)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
+        how = "greedy" if cfg.greedy else "sampled"
+        self._console.say(
+            f"eval after step {self.step}: {shown}  ({len(groups)} configurations x {cfg.episodes}, "
+            f"{how}, {result['time/eval_s']:.1f} s)"
+        )
+        return result
+
+    def after_step(self, row: Any) -> None:
+        """Gives up where environments were before the step."""
+        self._stage.forget_before(self.step)
+
+    def save_more(self, folder: Path) -> None:
+        """Where each environment is."""
+        left = self._stage.left(self.step)
+        if left is not None:
+            (folder / _ENVIRONMENTS).write_bytes(pickle.dumps(left))
+
+    def restore_more(self, folder: Path, step: int) -> None:
+        """Puts each environment where it was."""
+        path = folder / _ENVIRONMENTS
+        if path.is_file():
+            self._stage.put_back(step, pickle.loads(path.read_bytes()))

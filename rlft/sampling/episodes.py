@@ -1,0 +1,431 @@
+"""A block of environments that a policy acts in together, step by step.
+
+What is done with a block is written as a generator that yields what the policy is to act on and is sent
+its answer; whoever drives several of them may let one's policy compute while another's environments
+step. A block's work is a function of the weights and of what it was asked, and not of the actor that
+does it: seeds and noise come from the work's own key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rlft.errors import ConfigError
+from rlft.policy.observed import as_arrays
+from rlft.sampling.guarded import Guarded, Point, Running
+from rlft.sampling.snapshot import How
+from rlft.seeding import Key
+from rlft.types import End, Episode, Strip, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the policy is to act on: observations `[M, ...]` by name, states `[M, H]` or None."""
+
+    obs: Mapping[str, np.ndarray]
+    state: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """Its answer: params `[M, D]`, value `[M]`, next state `[M, H]` or None."""
+
+    params: np.ndarray
+    value: np.ndarray
+    state: np.ndarray | None
+
+
+Rolling = Generator[Seen, Acted, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How actions are chosen from parameters. choose: (params, noise or None for the mode) -> float32
+    `[M, A]`; noise: (generator, count) -> float32 `[count, ...]`; logp: (params, action) -> `[...]`;
+    state_size: numbers of a recurrent state; to_env: float32 `[M, A]` -> what the environments take."""
+
+    choose: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    noise: Callable[[np.random.Generator, int], np.ndarray]
+    logp: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    state_size: int
+    to_env: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where an episode begins. task: a configuration; seed: of the noise that its actions are drawn with;
+    point, state: a point in an earlier episode, and the recurrent state there."""
+
+    task: Task
+    seed: int
+    point: Point | None = None
+    state: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Where a block was left: a point, a recurrent state and the number of the episode under way, for each
+    of its environments. number: of stretches before."""
+
+    points: tuple[Point, ...]
+    state: np.ndarray | None
+    episodes: tuple[int, ...]
+    number: int
+
+
+@dataclass(slots=True)
+class Piece:
+    """A strip and what the driver learns of it."""
+
+    strip: Strip
+    slot: int
+    end: End
+    episode: Episode | None
+
+
+class Block:
+    """M environments in one Gymnasium vector environment."""
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env],
+        size: int,
+        choice: Choice,
+        traces: tuple[str, ...] = (),
+        timeout: float = 60.0,
+        how: How = "copy",
+    ) -> None:
+        self.size, self.choice, self._traces = size, choice, traces
+        guarded = [lambda: Guarded(make, traces, timeout, how)] * size
+        self._vec = SyncVectorEnv(guarded, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        self._envs: list[Any] = list(self._vec.envs)
+        self.number = 0
+        self._state = np.zeros((size, choice.state_size), np.float32) if choice.state_size else None
+        self._obs: dict[str, np.ndarray] = {}
+        self._held: Rest | None = None
+        self._began = [0] * size  # steps of the episode before what is recorded now
+
+    @property
+    def space(self) -> gymnasium.Space:
+        return self._vec.single_observation_space
+
+    def close(self) -> None:
+        self._vec.close()
+
+    # -- stretches of a fixed number of steps ----------------------------------------------------
+
+    def segments(
+        self,
+        rest: Rest | None,
+        steps: int,
+        key: Key,
+        task_of: Callable[[int, int], Task],
+    ) -> Generator[Seen, Acted, tuple[list[Piece], Rest]]:
+        """`steps` steps of each environment, episode after episode, from where `rest` left them.
+
+        key: of this stretch's noise; task_of: (environment, number of its episode) -> configuration.
+        """
+        yield from ()
+        episodes = self._resume(rest, task_of)
+        rng = np.random.default_rng(key.seed())
+        record = _Record(self.size, steps)
+        firsts = [0] * self.size
+        pieces: list[Piece] = []
+        for t in range(steps):
+            seen = Seen(self._obs, self._state)
+            record.see(t, seen)
+            acted = yield seen
+            action = self.choice.choose(acted.params, self.choice.noise(rng, self.size))
+            reward, terminated, over = self._step(action)
+            record.act(t, action, acted, reward)
+            self._state = acted.state
+            if not over.any():
+                continue
+            value = np.zeros(self.size, np.float32)
+            if (over & ~terminated).any():  # what came after a limit on steps is worth something
+                value = (yield Seen(self._obs, self._state)).value
+            for slot in np.flatnonzero(over):
+                episode = self._ended(slot, bool(terminated[slot]))
+                bootstrap = 0.0 if terminated[slot] else float(value[slot])
+                upto = t + 1
+                if episode.end == "error":  # the step that failed taught nothing
+                    upto, bootstrap = t, float(acted.value[slot])
+                after = {k: x[slot].copy() for k, x in self._obs.items()}
+                strip = record.strip(slot, firsts[slot], upto, bootstrap, after, self.choice)
+                pieces.append(Piece(strip, int(slot), episode.end, episode))
+                firsts[slot] = t + 1
+                episodes[slot] += 1
+                self._envs[slot].begin(_running(task_of(slot, episodes[slot])))
+                self._began[slot] = 0
+            self._reset(over)
+        value = (yield Seen(self._obs, self._state)).value
+        for slot in range(self.size):
+            if firsts[slot] < steps:
+                after = {k: x[slot].copy() for k, x in self._obs.items()}
+                strip = record.strip(
+                    slot, firsts[slot], steps, float(value[slot]), after, self.choice
+                )
+                pieces.append(Piece(strip, slot, "cut", None))
+        self.number += 1
+        points = tuple(env.point() for env in self._envs)
+        state = None if self._state is None else self._state.copy()
+        self._held = Rest(points, state, tuple(episodes), self.number)
+        return pieces, self._held
+
+    def _resume(self, rest: Rest | None, task_of: Callable[[int, int], Task]) -> list[int]:
+        """Brings the environments to `rest`, unless they are there; returns each one's episode number."""
+        held = self._held
+        if rest is not None and held is not None:
+            if (rest.number, rest.episodes) == (held.number, held.episodes):
+                return list(rest.episodes)  # it still is where it was left
+        everyone = np.ones(self.size, bool)
+        if rest is None:
+            self.number = 0
+            for slot, env in enumerate(self._envs):
+                env.begin(_running(task_of(slot, 0)))
+            self._reset(everyone)
+            return [0] * self.size
+        self.number = rest.number
+        for slot, (env, point) in enumerate(zip(self._envs, rest.points, strict=True)):
+            env.begin(point)
+            self._began[slot] = 0
+        self._reset(everyone)
+        self._state = None if rest.state is None else rest.state.copy()
+        return list(rest.episodes)
+
+    # -- whole episodes --------------------------------------------------------------------------
+
+    def episodes(
+        self,
+        starts: Sequence[Start],
+        *,
+        greedy: bool = False,
+        keep_states: bool = False,
+    ) -> Generator[Seen, Acted, tuple[list[Piece], list[np.ndarray | None]]]:
+        """One whole episode from each of `starts`, in their order; environments take the next when they
+        are done. keep_states: also each episode's recurrent states `[T, H]`."""
+        yield from ()
+        self._held = None
+        pieces: list[Piece | None] = [None] * len(starts)
+        states: list[np.ndarray | None] = [None] * len(starts)
+        records: list[_Line | None] = [None] * self.size
+        waiting = iter(range(len(starts)))
+
+        def next_for(slot: int) -> None:
+            index = next(waiting, None)
+            records[slot] = None
+            if index is None:
+                self._envs[slot].begin(None)
+                return
+            start = starts[index]
+            self._envs[slot].begin(start.point or _running(start.task))
+            self._began[slot] = start.point.running.length if start.point else 0
+            records[slot] = _Line(index, start.seed)
+            if self._state is not None:
+                self._state = self._state.copy()
+                self._state[slot] = 0 if start.state is None else start.state
+
+        for slot in range(self.size):
+            next_for(slot)
+        self._reset(np.ones(self.size, bool), keep_state=True)
+        while any(line is not None for line in records):
+            seen = Seen(self._obs, self._state)
+            for slot, line in enumerate(records):
+                if line is not None:
+                    line.see(seen, slot)
+            acted = yield seen
+            noise = None if greedy else self._noise(records)
+            action = self.choice.choose(acted.params, noise)
+            reward, terminated, over = self._step(action)
+            self._state = acted.state
+            for slot, line in enumerate(records):
+                if line is not None:
+                    line.act(action[slot], acted, slot, reward[slot])
+            over &= np.array([line is not None for line in records])
+            if not over.any():
+                continue
+            value = np.zeros(self.size, np.float32)
+            if (over & ~terminated).any():
+                value = (yield Seen(self._obs, self._state)).value
+            for slot in np.flatnonzero(over):
+                line = records[slot]
+                assert line is not None
+                episode = self._ended(slot, bool(terminated[slot]))
+                bootstrap = 0.0 if terminated[slot] else float(value[slot])
+                after = {k: x[slot].copy() for k, x in self._obs.items()}
+                strip = line.strip(bootstrap, after, self.choice, failed=episode.end == "error")
+                pieces[line.index] = Piece(strip, line.index, episode.end, episode)
+                states[line.index] = line.states() if keep_states else None
+                next_for(slot)
+            self._reset(over, keep_state=True)
+        return [p for p in pieces if p is not None], states
+
+    def points_of(self, task: Task, actions: np.ndarray, after: Sequence[int]) -> list[Point]:
+        """The points of the episode from `task` after each of these numbers, in order, of its `actions`
+        (float32 `[T, A]`), by taking them again. Raises ConfigError if it does not take the same course."""
+        env = self._envs[0]
+        self._held = None
+        env.begin(_running(task))
+        env.reset()
+        found = []
+        for t in range(after[-1] + 1):
+            if t in after:
+                if env.running.over:
+                    raise ConfigError(
+                        f"the episode of {task.id!r} ended after {t} of {len(actions)} steps when it was "
+                        f"taken again: a seed does not determine this environment's episodes, so it has no "
+                        f"vines; set algo.rollout_states to 0"
+                    )
+                found.append(env.point())
+            if t < after[-1] and not env.running.over:
+                env.step(self.choice.to_env(actions[t][None])[0])
+        return found
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def _step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(reward, terminated, over), each `[M]`."""
+        obs, reward, terminated, truncated, _ = self._vec.step(self.choice.to_env(action))
+        self._obs = as_arrays(obs)
+        return reward.astype(np.float32), terminated, terminated | truncated
+
+    def _reset(self, which: np.ndarray, keep_state: bool = False) -> None:
+        obs, _ = self._vec.reset(options={"reset_mask": which})
+        self._obs = as_arrays(obs)
+        if self._state is not None and not keep_state:
+            self._state = np.where(which[:, None], np.float32(0), self._state)
+
+    def _noise(self, records: Sequence[_Line | None]) -> np.ndarray:
+        drawn = [None if line is None else line.noise(self.choice) for line in records]
+        blank = np.zeros_like(next(x for x in drawn if x is not None))
+        return np.stack([blank if x is None else x for x in drawn])
+
+    def _ended(self, slot: int, terminated: bool) -> Episode:
+        running: Running = self._envs[slot].running
+        end: End = "error" if running.error else "terminated" if terminated else "truncated"
+        traces = {
+            name: np.stack([np.atleast_1d(np.asarray(x[name], np.int32)) for x in running.traces])
+            for name in self._traces
+            if running.traces
+        }
+        return Episode(
+            running.seed,
+            running.ret,
+            running.length,
+            end,
+            running.success,
+            traces,
+            self._began[slot],
+            running.error,
+        )
+
+
+def _running(task: Task) -> Running:
+    return Running(int(task.info["seed"]), dict(task.info.get("options") or {}))
+
+
+class _Record:
+    """What M environments did in a fixed number of steps, written into arrays `[T, M, ...]`."""
+
+    def __init__(self, size: int, steps: int) -> None:
+        self._size, self._steps = size, steps
+        self._arrays: dict[str, np.ndarray] = {}
+        self._obs: dict[str, np.ndarray] = {}
+
+    def see(self, t: int, seen: Seen) -> None:
+        for name, x in seen.obs.items():
+            if name not in self._obs:
+                self._obs[name] = np.empty((self._steps, *x.shape), x.dtype)
+            self._obs[name][t] = x
+        if seen.state is not None:
+            self._put("state", t, seen.state)
+
+    def act(self, t: int, action: np.ndarray, acted: Acted, reward: np.ndarray) -> None:
+        for name, x in (
+            ("action", action),
+            ("params", acted.params),
+            ("value", acted.value),
+            ("reward", reward),
+        ):
+            self._put(name, t, x)
+
+    def _put(self, name: str, t: int, x: np.ndarray) -> None:
+        if name not in self._arrays:
+            self._arrays[name] = np.empty((self._steps, *x.shape), np.float32)
+        self._arrays[name][t] = x
+
+    def strip(
+        self, slot: int, first: int, upto: int, bootstrap: float, after: Any, choice: Choice
+    ) -> Strip:
+        a = {name: x[first:upto, slot].copy() for name, x in self._arrays.items()}
+        return Strip(
+            {name: x[first:upto, slot].copy() for name, x in self._obs.items()},
+            a["action"],
+            a["params"],
+            choice.logp(a["params"], a["action"]),
+            a["value"],
+            a["reward"],
+            bootstrap,
+            self._arrays["state"][first, slot].copy() if "state" in a else None,
+            after,
+        )
+
+
+class _Line:
+    """What one environment did in one episode. index: of its start; seed: of its noise."""
+
+    def __init__(self, index: int, seed: int) -> None:
+        self.index = index
+        self._rng = np.random.default_rng(seed)
+        self._ahead: list[np.ndarray] = []
+        self._obs: list[dict[str, np.ndarray]] = []
+        self._state: list[np.ndarray | None] = []
+        self._acts: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+
+    def see(self, seen: Seen, slot: int) -> None:
+        self._obs.append({name: x[slot].copy() for name, x in seen.obs.items()})
+        self._state.append(None if seen.state is None else seen.state[slot].copy())
+
+    def act(self, action: np.ndarray, acted: Acted, slot: int, reward: float) -> None:
+        self._acts.append(
+            (action.copy(), acted.params[slot].copy(), float(acted.value[slot]), float(reward))
+        )
+
+    def noise(self, choice: Choice) -> np.ndarray:
+        """The noise of the next action; drawn for many at once."""
+        if not self._ahead:
+            self._ahead = list(choice.noise(self._rng, 32))[::-1]
+        return self._ahead.pop()
+
+    def states(self) -> np.ndarray | None:
+        return None if self._state[0] is None else np.stack(self._state)  # type: ignore[arg-type]
+
+    def strip(self, bootstrap: float, after: Any, choice: Choice, *, failed: bool) -> Strip:
+        obs, acts = self._obs, self._acts
+        if failed:  # a step that failed taught nothing
+            obs, acts = obs[:-1], acts[:-1]
+        action, params, value, reward = (
+            np.array([act[i] for act in acts], np.float32) for i in range(4)
+        )
+        if not acts:
+            action, params = (np.zeros((0, len(self._acts[0][i])), np.float32) for i in (0, 1))
+        return Strip(
+            {name: np.stack([o[name] for o in obs]) if obs else x[None][:0]
+             for name, x in self._obs[0].items()},
+            action,
+            params,
+            choice.logp(params, action),
+            value,
+            reward,
+            bootstrap,
+            self._state[0],
+            after,
+        )  # fmt: skip
+
+

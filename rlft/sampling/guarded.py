@@ -1,0 +1,199 @@
+"""One environment of a runner: what it raises, what takes too long, and where its next episode begins.
+
+It is a Gymnasium wrapper, so that Gymnasium's own vector environment holds it. Its `reset` begins what
+`begin` said: a configuration, a snapshot, or nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rlft.errors import UserError
+from rlft.sampling.snapshot import Course, How, Snapshot, restore, take
+
+
+class StepTimeout(Exception):
+    """A step or reset took longer than `runner.step_timeout`."""
+
+
+@dataclass(slots=True)
+class Running:
+    """The episode that an environment is in. seed, options: how it was started; actions: taken since,
+    for a snapshot by replay; traces: what `info` said of each step; error: what ended it, if it failed."""
+
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    actions: list[Any] = field(default_factory=list)
+    traces: list[Mapping[str, Any]] = field(default_factory=list)
+    ret: float = 0.0
+    length: int = 0
+    success: bool | None = None
+    error: str = ""
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point in an episode, to go on from: any number of times, in any environment of the same making."""
+
+    snapshot: Snapshot
+    running: Running
+
+
+class Guarded(gymnasium.Wrapper):
+    """make: makes the environment, again after it failed; names: what of `info` is recorded;
+    timeout: seconds for a step; how: how it can be put back to a point."""
+
+    def __init__(
+        self, make: Callable[[], gymnasium.Env], names: tuple[str, ...], timeout: float, how: How
+    ) -> None:
+        super().__init__(make())
+        self._how, self._info = how, {}
+        self._make, self._names, self._alarm = make, names, Alarm(timeout)
+        self.running: Running | None = None
+        self._next: Running | Point | None = None
+        self._last: Any = None
+
+    def begin(self, at: Running | Point | None) -> None:
+        """Says what the next `reset` begins; None: nothing, the environment idles."""
+        self._next = at
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        del seed, options  # `begin` said
+        start, self._next = self._next, None
+        if start is None:
+            self.running = None
+            if self._last is None:
+                self._last, _ = self.env.reset()
+            return self._last, {}
+        episode = self.running = copied(start.running) if isinstance(start, Point) else start
+        try:
+            with self._alarm:
+                if isinstance(start, Point):
+                    self._last, info = restore(self.env, start.snapshot)
+                else:
+                    self._last, info = self.env.reset(
+                        seed=episode.seed, options=dict(episode.options) or None
+                    )
+            self._require_within_space("reset")
+            if not isinstance(start, Point):  # which was noted when it was reached
+                self._note(info)
+            self._info = info
+        except UserError:
+            raise  # a point that cannot be returned to is no fault of the environment's
+        except Exception as error:
+            self._failed(error)
+        return self._last, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        episode = self.running
+        if episode is None:
+            return self._last, 0.0, False, False, {}
+        if episode.error:  # the reset failed: the episode ends before it began
+            episode.over = True
+            return self._last, 0.0, False, True, {}
+        try:
+            with self._alarm:
+                self._last, reward, terminated, truncated, info = self.env.step(action)
+            reward = float(reward)
+            if not np.isfinite(reward):
+                raise ValueError(f"the environment gave a reward of {reward}")
+            if episode.length < 4 or terminated or truncated:
+                self._require_within_space("step")
+            self._note(info)
+        except Exception as error:
+            self._failed(error)
+            episode.over = True
+            return self._last, 0.0, False, True, {}
+        self._info = info
+        if self._how == "replay":
+            episode.actions.append(action)
+        episode.ret += reward
+        episode.length += 1
+        if "success" in info:
+            episode.success = bool(info["success"])
+        episode.over = bool(terminated or truncated)
+        return self._last, reward, bool(terminated), bool(truncated), {}
+
+    def point(self) -> Point:
+        """Where the episode is now. Raises ConfigError: it has ended, or there is no going back."""
+        episode = self.running
+        assert episode is not None
+        course = Course(
+            episode.seed,
+            episode.options,
+            tuple(episode.actions),
+            self._last,
+            self._info,
+            episode.over,
+        )
+        return Point(take(self.env, course, self._how), copied(episode))
+
+    def _note(self, info: Mapping[str, Any]) -> None:
+        assert self.running is not None
+        if self._names:
+            missing = [name for name in self._names if name not in info]
+            if missing:
+                raise KeyError(f"info has no {missing[0]!r}; it has {sorted(info)}")
+            self.running.traces.append({name: info[name] for name in self._names})
+
+    def _require_within_space(self, when: str) -> None:
+        if not self.observation_space.contains(self._last):
+            raise ValueError(
+                f"the observation of {when} lies outside its space {self.observation_space}: "
+                f"{str(self._last)[:200]}"
+            )
+
+    def _failed(self, error: Exception) -> None:
+        """The episode ends as an error, and the environment is made again."""
+        assert self.running is not None
+        self.running.error = "".join(traceback.format_exception(error)).strip()
+        try:
+            self.env.close()
+        except Exception as again:
+            self.running.error += f"\nand close: {again!r}"
+        self.env = self._make()
+        if not self.observation_space.contains(self._last):
+            self._last, _ = self.env.reset(seed=self.running.seed)
+
+
+def copied(episode: Running) -> Running:
+    """The same episode, to go on from independently."""
+    return replace(episode, actions=list(episode.actions), traces=list(episode.traces))
+
+
+class Alarm:
+    """Raises StepTimeout in what runs longer than said, if it is Python on the main thread.
+
+    A hang in native code is ended by the run's own deadline, with its actor. `install` once a process.
+    """
+
+    _installed = False
+
+    @classmethod
+    def install(cls) -> None:
+        """Takes SIGALRM for this process; call it on the main thread."""
+        signal.signal(signal.SIGALRM, cls._late)
+        cls._installed = True
+
+    @staticmethod
+    def _late(signum: int, frame: Any) -> None:
+        raise StepTimeout("a step or reset took longer than runner.step_timeout")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        if self._installed:
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def __exit__(self, *error: object) -> None:
+        if self._installed:
+            signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,310 @@
+"""The runner actor: blocks of environments, and the policy that acts in them.
+
+It holds nothing that a run could lose: what a block was left in travels with each answer, so that
+another runner, or the same after a restart, goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from rlft import registry
+from rlft.cluster import stacks
+from rlft.config import Config
+from rlft.errors import WeightsMismatch
+from rlft.policy.actor_critic import ActorCritic, as_tensors, load_policy
+from rlft.policy.observed import as_arrays
+from rlft.sampling.episodes import Acted, Block, Choice, Piece, Rest, Rolling, Seen, Start
+from rlft.sampling.guarded import Alarm
+from rlft.seeding import Key
+from rlft.types import End, Episode, Strip, Task, WeightUpdate
+from rlft.weights.fingerprint import check_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the driver learns of a strip. slot: which environment of the block, or which start; steps: its
+    length; root: for a vine, the start it branched off; point: after how many of its steps."""
+
+    slot: int
+    steps: int
+    end: End
+    episode: Episode | None
+    root: int = -1
+    point: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dealer:
+    """Which configuration an environment's next episode has: a function of its place and the episode's
+    number, so that it does not depend on who steps it. tasks: the environment's, which each actor has."""
+
+    key: Key
+
+    def __call__(self, tasks: Sequence[Task], slot: int, episode: int) -> Task:
+        return tasks[self.key.child(slot, episode).seed(63) % len(tasks)]
+
+
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """Vines: how many rollout states of each seed trajectory, and episodes from each of those."""
+
+    states: int
+    vines: int
+
+
+class Runner:
+    """Steps environments and takes weights. Arrays per step go to the object store.
+
+    All of it on Python's main thread: there a signal ends a step that takes too long.
+    """
+
+    def __init__(self, name: str, cfg: Config, folder: Path) -> None:
+        self._where = stacks.register(name)
+        self._name, self._cfg, self._folder = name, cfg, folder
+        self._transport = registry.build("transport", cfg.publish.transport)
+        self._version = -1
+        self._blocks: dict[int, Block] = {}
+
+    def start(self) -> None:
+        """Makes the environment and the policy, and lets it act once."""
+        cfg = self._cfg
+        Alarm.install()
+        self._device = torch.device("cuda" if cfg.sampler.gpus else "cpu")
+        self._env = registry.build("env", cfg.env)
+        self._tasks = self._env.train()
+        one = self._env.make()
+        self._policy = load_policy(self._folder, one).to(self._device).eval()
+        self._choice = choice_of(self._policy, one.action_space, self._device)
+        self._canary = canary_of(one.observation_space)
+        one.close()
+        # With two threads the policy of one block computes while another block's environments step.
+        self._beside = ThreadPoolExecutor(1) if cfg.sampler.gpus else None
+
+    def whereabouts(self) -> stacks.Whereabouts:
+        return self._where
+
+    def segments(
+        self,
+        blocks: Sequence[int],
+        rests: Sequence[Rest] | None,
+        steps: int,
+        key: Key,
+        dealer: Dealer,
+    ) -> tuple[tuple[float, int, list[Told]], list[Strip], list[Rest]]:
+        """`steps` steps of each environment of each block, from where `rests` left them. Returns ((seconds,
+        version, what the driver learns), strips, where they were left), three objects of the store."""
+        began = time.monotonic()
+        envs = self._cfg.runner.envs
+
+        def rolling(number: int, rest: Rest | None) -> Rolling:
+            def task_of(slot: int, episode: int) -> Task:
+                return dealer(self._tasks, number * envs + slot, episode)
+
+            block = self._block(number)
+            return block.segments(rest, steps, key.child("block", number), task_of)
+
+        rolled = self._drive(
+            [rolling(number, rests[i] if rests else None) for i, number in enumerate(blocks)]
+        )
+        told: list[Told] = []
+        strips: list[Strip] = []
+        for number, (pieces, _) in zip(blocks, rolled, strict=True):
+            told += [replace(one, slot=number * envs + one.slot) for one in _told(pieces)]
+            strips += _strips(pieces)
+        seconds = time.monotonic() - began
+        return (seconds, self._version, told), strips, [left for _, left in rolled]
+
+    def episodes(
+        self, starts: Sequence[Start], greedy: bool
+    ) -> tuple[tuple[float, int, list[Told]], list[Strip]]:
+        """One whole episode from each of `starts`."""
+        began = time.monotonic()
+        [(pieces, _)] = self._drive([self._block(-1).episodes(starts, greedy=greedy)])
+        return (time.monotonic() - began, self._version, _told(pieces)), _strips(pieces)
+
+    def vines(
+        self, task: Task, seeds: int, branching: Branching, key: Key
+    ) -> tuple[tuple[float, int, list[Told]], list[Strip]]:
+        """Seed trajectories from one configuration, then vines from equally spaced states of each.
+
+        Source: polychromic PPO (arXiv 2509.25424), appendix A.1.1: from a trajectory of T steps the
+        states at `floor(k T / (p + 1))`, k = 1..p. Vines of one state follow each other.
+        """
+        began = time.monotonic()
+        block = self._block(-1)
+        starts = [Start(task, key.child("seed", i).seed(63)) for i in range(seeds)]
+        [(roots, states)] = self._drive([block.episodes(starts, keep_states=True)])
+        told, strips = _told(roots), _strips(roots)
+        branches: list[tuple[int, int, Start]] = []
+        for root, (piece, carried) in enumerate(zip(roots, states, strict=True)):
+            steps = len(piece.strip.reward)
+            points = rollout_states(steps, branching.states)
+            if piece.end == "error" or not points or not steps:
+                continue
+            found = block.points_of(task, piece.strip.action, points)
+            for after, point in zip(points, found, strict=True):
+                state = None if carried is None else carried[after]
+                for vine in range(branching.vines):
+                    seed = key.child("vine", root, after, vine).seed(63)
+                    branches.append((root, after, Start(task, seed, point, state)))
+        if branches:
+            [(vines, _)] = self._drive([block.episodes([b[2] for b in branches])])
+            for (root, point, _), one, piece in zip(branches, _told(vines), vines, strict=True):
+                told.append(replace(one, slot=one.slot + seeds, root=root, point=point))
+                strips.append(piece.strip)
+        return (time.monotonic() - began, self._version, told), strips
+
+    def load(self, update: WeightUpdate, payload: Any) -> int:
+        """Replaces the weights, proves what was handed, and returns the new version. Raises
+        WeightsMismatch."""
+        handed = self._transport.deliver(_Held(self._policy), update, payload)
+        check_manifest(update.manifest, handed, receiver=self._name)
+        if update.version <= self._version:
+            raise WeightsMismatch(
+                f"{self._name} holds version {self._version} and was sent version {update.version}"
+            )
+        self._version = update.version
+        return update.version
+
+    def score(self, ids: list[int]) -> np.ndarray:
+        """Parameters and values of the canary observations, flat. ids: not read."""
+        return canary_answer(self._policy, self._canary, self._device)
+
+    def take(self) -> None:
+        """Of transports that stream to engines: none does to a runner."""
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def _block(self, number: int) -> Block:
+        if number not in self._blocks:
+            runner = self._cfg.runner
+            self._blocks[number] = Block(
+                self._env.make,
+                runner.envs,
+                self._choice,
+                tuple(getattr(self._env, "traces", ())),
+                runner.step_timeout,
+                getattr(self._env, "snapshots", "copy"),
+            )
+        return self._blocks[number]
+
+    def _drive(self, rolling: Sequence[Rolling]) -> list[Any]:
+        """Runs generators to their ends; returns what each returned. With several of them, one's policy
+        computes on the accelerator while another's environments step."""
+        results: list[Any] = [None] * len(rolling)
+        waiting: deque[tuple[int, Rolling, Any]] = deque()
+        together = self._beside if len(rolling) > 1 else None
+
+        def advance(index: int, one: Rolling, acted: Acted | None) -> None:
+            try:
+                seen = next(one) if acted is None else one.send(acted)
+            except StopIteration as end:
+                results[index] = end.value
+                return
+            waiting.append((index, one, together.submit(self._act, seen) if together else seen))
+
+        for index, one in enumerate(rolling):
+            advance(index, one, None)
+        while waiting:
+            index, one, asked = waiting.popleft()
+            advance(index, one, asked.result() if together else self._act(asked))
+        return results
+
+    @torch.inference_mode()
+    def _act(self, seen: Seen) -> Acted:
+        state = None if seen.state is None else torch.from_numpy(seen.state).to(self._device)
+        params, value, after = self._policy.act(as_tensors(seen.obs, self._device), state)
+        if not bool(torch.isfinite(params).all()):
+            raise FloatingPointError("the policy's outputs are not finite")
+        return Acted(
+            params.cpu().numpy(), value.cpu().numpy(), None if after is None else after.cpu().numpy()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a transport sees of a runner: something that takes tensors."""
+
+    policy: ActorCritic
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        held = dict(self.policy.state_dict(keep_vars=True))
+        with torch.no_grad():
+            for name, tensor in tensors:
+                if name in held:  # what is not is told by the manifest
+                    held[name].copy_(tensor)
+
+
+def rollout_states(steps: int, count: int) -> list[int]:
+    """After how many of its steps a trajectory branches: `floor(k T / (p + 1))`, each once."""
+    return sorted({k * steps // (count + 1) for k in range(1, count + 1)})
+
+
+def _told(pieces: Sequence[Piece]) -> list[Told]:
+    return [Told(p.slot, len(p.strip.reward), p.end, p.episode) for p in pieces]
+
+
+def _strips(pieces: Sequence[Piece]) -> list[Strip]:
+    return [p.strip for p in pieces]
+
+
+def choice_of(policy: ActorCritic, space: spaces.Space, device: torch.device) -> Choice:
+    """How this policy's parameters become actions of `space`."""
+    distribution = policy.distribution
+
+    @torch.inference_mode()
+    def choose(params: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        p = torch.from_numpy(params)
+        drawn = distribution.mode(p) if noise is None else distribution.sample(p, torch.from_numpy(noise))
+        return drawn.numpy()
+
+    @torch.inference_mode()
+    def logp(params: np.ndarray, action: np.ndarray) -> np.ndarray:
+        return distribution.logp(torch.from_numpy(params), torch.from_numpy(action)).numpy()
+
+    return Choice(choose, distribution.noise, logp, policy.state_size, functools.partial(to_env, space))
+
+
+def to_env(space: spaces.Space, action: np.ndarray) -> np.ndarray:
+    """Float32 `[M, A]` as the environments take it: whole numbers, or numbers within bounds."""
+    if isinstance(space, spaces.Discrete):
+        return action[:, 0].astype(np.int64) + int(space.start)
+    if isinstance(space, spaces.MultiDiscrete):
+        return action.astype(space.dtype) + space.start
+    assert isinstance(space, spaces.Box)
+    return action.clip(space.low, space.high).astype(space.dtype)
+
+
+def canary_of(space: spaces.Space, count: int = 8) -> dict[str, np.ndarray]:
+    """A few observations `[count, ...]`, the same in every process, on which to compare policies."""
+    space.seed(0)
+    drawn = [as_arrays(space.sample()) for _ in range(count)]
+    found = {name: np.stack([np.asarray(d[name]) for d in drawn]) for name in drawn[0]}
+    return {
+        name: x.clip(-10, 10) if np.issubdtype(x.dtype, np.floating) else x for name, x in found.items()
+    }
+
+
+@torch.inference_mode()
+def canary_answer(
+    policy: ActorCritic, obs: dict[str, np.ndarray], device: torch.device
+) -> np.ndarray:
+    """What the policy says of the canary: parameters and values, float32, flat."""
+    count = len(next(iter(obs.values())))
+    state = torch.zeros(count, policy.state_size, device=device) if policy.state_size else None
+    params, value, _ = policy.act(as_tensors(obs, device), state)
+    return torch.cat([params.flatten(), value]).float().cpu().numpy()
