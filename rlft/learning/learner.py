@@ -94,6 +94,8 @@ class Trained:
         )
         if _guards_itself(cfg):
             guard(self.engine.optimizer, cfg.learner.max_grad_norm)
+        if self.world == 1 and cfg.learner.zero_stage == 0:
+            self.engine.enable_backward_allreduce = False  # alone, a rank has nobody to agree with
         self.engine.train()
 
     def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
