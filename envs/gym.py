@@ -34,8 +34,7 @@ class Gym:
     observation: `as_is`, or `flat`: one vector, whatever it was; clip_actions: a Box action outside its
     bounds is moved to them (the policy then sees a space without bounds).
     traces: names in `info` that diversity functions and evaluation read, each a whole number or a few;
-    cell: record a trace `cell` too, the flattened observation divided by this and rounded down; null:
-    only where the observation is whole numbers, and then as it is.
+    `cell` is made here: an observation of whole numbers as it is, any other in steps of cell_size.
     snapshots: how vines return to a state (rlft/sampling/snapshot.py); solved_above: the return above
     which an episode is a success, where `info` has no `success`.
     train_size, held_out_size: how many seeds each part has; seed: picks them, not the run's seed.
@@ -48,7 +47,7 @@ class Gym:
     observation: Literal["as_is", "flat"] = "as_is"
     clip_actions: bool = True
     traces: tuple[str, ...] = ()
-    cell: float | None = None
+    cell_size: float | None = None
     snapshots: Literal["copy", "replay", "none"] = "copy"
     solved_above: float | None = None
     train_size: int = 1_000_000
@@ -58,8 +57,11 @@ class Gym:
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps={self.max_steps} must be at least 1, or null")
-        if self.cell is not None and not self.cell > 0:
-            raise ConfigError(f"cell={self.cell} must be above 0, or null")
+        if self.cell_size is not None and ("cell" not in self.traces or not self.cell_size > 0):
+            raise ConfigError(
+                f"cell_size={self.cell_size} must be above 0 and needs `traces: [cell]`, got traces "
+                f"{list(self.traces)}"
+            )
         if not 1 <= self.held_out_size <= MOST_HELD_OUT:
             raise ConfigError(
                 f"held_out_size={self.held_out_size} must be from 1 to {MOST_HELD_OUT}"
@@ -95,9 +97,11 @@ class Gym:
         check_spaces(env.observation_space, env.action_space, f"env {self.id}")
         if self.clip_actions and isinstance(env.action_space, gym.spaces.Box):
             env = gym.wrappers.ClipAction(env)
+        if "cell" not in self.traces:
+            return env
         from rlft.sampling.cells import Cells
 
-        return env if not self.cell and not Cells.fits(env) else Cells(env, self.cell)
+        return Cells(env, self.cell_size)
 
     def _bare(self, gym: Any) -> gymnasium.Env:
         kwargs = dict(self.kwargs or {})

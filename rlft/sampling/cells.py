@@ -8,24 +8,27 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from rlft.errors import ConfigError
+
 
 class Cells(gymnasium.Wrapper):
     """Adds `info["cell"]`, int64 `[d]`: the observation, flattened, in steps of `size`, rounded down.
 
-    size: None takes whole numbers as they are. A Dict's entries are joined in the order of its keys.
+    size: None takes whole numbers as they are, and raises ConfigError for any other observation. A
+    Dict's entries are joined in the order of its keys.
     """
 
     snapshot_state = ()
 
     def __init__(self, env: gymnasium.Env, size: float | None) -> None:
         super().__init__(env)
-        self._size = size
-
-    @staticmethod
-    def fits(env: gymnasium.Env) -> bool:
-        """Whether an observation is a few whole numbers: a state that can be counted as it is."""
         space = env.observation_space
-        return isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+        parts = space.values() if isinstance(space, spaces.Dict) else [space]
+        if size is None and any(np.dtype(part.dtype).kind == "f" for part in parts):
+            raise ConfigError(
+                f"traces: [cell] of the observation {space!r:.100} needs cell_size, the width of a cell"
+            )
+        self._size = size
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)

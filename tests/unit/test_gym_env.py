@@ -100,10 +100,10 @@ def test_a_class_of_ones_own_is_made_without_registration():
 
 
 def test_whole_numbers_and_cells_are_recorded_as_states():
-    lake = gym(id="FrozenLake-v1", kwargs={"is_slippery": False}).make()
+    lake = gym(id="FrozenLake-v1", kwargs={"is_slippery": False}, traces=["cell"]).make()
     assert lake.reset(seed=0)[1]["cell"].tolist() == [0]
     assert lake.step(1)[4]["cell"].tolist() == [4]
-    pole = gym(id="CartPole-v1", cell=0.5).make()
+    pole = gym(id="CartPole-v1", traces=["cell"], cell_size=0.5).make()
     observation, info = pole.reset(seed=0)
     assert info["cell"].tolist() == np.floor(observation / 0.5).astype(int).tolist()
     assert "cell" not in gym(id="CartPole-v1").make().reset(seed=0)[1]
@@ -119,7 +119,9 @@ def test_whole_numbers_and_cells_are_recorded_as_states():
         ({"id": "Blackjack-v1"}, "observation: flat"),
         ({"id": f"{HERE}not_an_env"}, "expected a gymnasium.Env"),
         ({"id": "CartPole-v1", "max_steps": 0}, "at least 1"),
-        ({"id": "CartPole-v1", "cell": 0}, "above 0"),
+        ({"id": "CartPole-v1", "traces": ["cell"], "cell_size": 0}, "above 0"),
+        ({"id": "CartPole-v1", "cell_size": 1}, "needs `traces"),
+        ({"id": "CartPole-v1", "traces": ["cell"]}, "needs cell_size"),
         ({"id": "CartPole-v1", "observation": "plain"}, "as_is"),
         ({"id": "CartPole-v1", "train_size": 0}, "train_size"),
         ({"id": "CartPole-v1", "held_out_size": 0}, "held_out_size"),

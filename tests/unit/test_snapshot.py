@@ -19,7 +19,7 @@ ENVS = {
     "pickup": {"name": "minigrid", "id": "BabyAI-PickupLoc-v0", "view": "dict"},
     "boss": {"name": "minigrid", "id": "BabyAI-MiniBossLevel-v0", "view": "dict"},
     "obstacles": {"name": "minigrid", "id": "MiniGrid-Dynamic-Obstacles-6x6-v0"},
-    "cart_pole": {"name": "gym", "id": "CartPole-v1", "cell": 0.1},
+    "cart_pole": {"name": "gym", "id": "CartPole-v1", "traces": ["cell"], "cell_size": 0.1},
     "slippery_lake": {"name": "gym", "id": "FrozenLake-v1", "observation": "flat"},
     "stacked": {
         "name": "gym",
