@@ -218,6 +218,7 @@ def list_() -> None:
         "check",
         "key",
         "distance",
+        "diversity",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))

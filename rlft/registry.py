@@ -41,6 +41,7 @@ _HOMES = {
     "check": "rlft.paths.checks",
     "key": "rlft.paths.keys",
     "distance": "rlft.paths.distances",
+    "diversity": "rlft.diversity",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
@@ -48,6 +49,7 @@ _CALLED_WITH: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss": (inspect.isclass, "out"),
     "correction": (inspect.isclass, "sample_logp"),
     "preference": (inspect.isfunction, "ref_chosen_P"),
+    "diversity": (inspect.isfunction, "since_vine"),
 }
 """Kinds that share a home with others: classes or functions, told apart by a parameter of their call."""
 
