@@ -34,7 +34,7 @@ class ControlPPO(Algo):
     configuration `episodes` times; gamma, lam: of GAE or V-trace; vtrace: credit for data of older
     weights; clip: of the surrogate; value_clip: null for none; value_coef, entropy_coef, kl_coef: of the
     terms; normalise: over what advantages are standardised; critic_lr: null for the policy's;
-    target_kl: no further epoch beyond it, in nats."""
+    target_kl: no further epoch beyond it, in nats; ucb: weight of a bonus for steps seldom taken."""
 
     acts: ClassVar[bool] = True
     max_staleness: ClassVar[int] = 1_000
@@ -53,6 +53,7 @@ class ControlPPO(Algo):
     normalise: Literal["minibatch", "batch", "none"] = "minibatch"
     critic_lr: Scheduled | None = None
     target_kl: float | None = None
+    ucb: Scheduled = 0.0
     epochs: Positive = 4
     minibatches: Positive = 4
 
@@ -88,4 +89,5 @@ class ControlPPO(Algo):
             normalise=self.normalise,
             critic_lr=None if self.critic_lr is None else value_at(self.critic_lr, run.step),
             target_kl=self.target_kl,
+            ucb=value_at(self.ucb, run.step),
         )

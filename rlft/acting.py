@@ -8,7 +8,7 @@ block; which entries belong to which step is kept here, so that a checkpoint has
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlft.cluster.fleet import Fleet, Question
@@ -110,9 +110,11 @@ class Stage:
             for member, one in zip(members, told, strict=True):
                 families.setdefault((one.root, one.point), []).append(member)
             roots = families.pop((-1, 0), [])
-            found.append(Vines(Group(task, tuple(roots)), tuple(
-                Group(task, tuple(family)) for family in families.values()
-            )))  # fmt: skip
+            branched = tuple(
+                Group(task, tuple(_branched(m, number) for m in family))
+                for number, family in enumerate(families.values())
+            )
+            found.append(Vines(Group(task, tuple(roots)), branched))
         return found
 
     def forget_before(self, ticket: int) -> None:
@@ -163,7 +165,7 @@ class Acting:
     async def episodes(self, tasks: Sequence[Task], *, n: int, key: Key) -> list[Group]:
         """`n` whole episodes from each configuration; group `i` belongs to `tasks[i]`."""
         with self.row.timed("rollout"):
-            groups = self._stage.episodes(tasks, n, key, greedy=False, share=max(8, n))
+            groups = self._stage.episodes(tasks, n, key, greedy=False, share=n)
         return self._told(groups)
 
     async def vines(
@@ -176,7 +178,8 @@ class Acting:
         self._told([v.roots for v in found])
         whole = [g for v in found for g in (v.roots, *v.families)]
         self.row["env/steps"] = float(sum(m.num_tokens for g in whole for m in g.members))
-        self.row["tokens/sampled"] = self.row["env/steps"]
+        self.row["env/strips"] = float(sum(len(g.members) for g in whole))
+        self.row["tokens/sampled"] = self.row["tokens/completion"] = self.row["env/steps"]
         return found
 
     def _told(self, groups: list[Group]) -> list[Group]:
@@ -188,6 +191,11 @@ class Acting:
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""
         self.row.update(numbers)
+
+
+def _branched(member: Trajectory, number: int) -> Trajectory:
+    assert member.episode is not None
+    return replace(member, episode=replace(member.episode, branch=number))
 
 
 def _calling(method: str, returns: int, *args: Any) -> Question:

@@ -57,6 +57,7 @@ class ControlRun(Run):
         unit: Literal["step", "strip"] = "step",
         critic_lr: float | None = None,
         target_kl: float | None = None,
+        ucb: float = 0.0,
     ) -> WeightUpdate | None:
         """Takes `epochs x minibatches` optimizer steps on the strips of `groups`.
 
@@ -64,7 +65,8 @@ class ControlRun(Run):
         nothing; normalise: over what advantages get mean 0 and deviation 1; unit: what minibatches are
         made of (strips, where a policy has a memory or credit is taken anew); critic_lr: of a critic that
         shares nothing with the policy, None: the policy's; target_kl: no further epoch beyond it, nats a
-        step. Returns the update to publish, or None if there was nothing to learn from.
+        step; ucb: weight of a bonus for actions seldom taken on an observation (`Visits`), added to
+        advantages. Returns the update to publish, or None if there was nothing to learn from.
         """
         members = [m for m in members_of(groups)[0] if m.num_tokens]
         if not members:
@@ -83,6 +85,7 @@ class ControlRun(Run):
             unit=unit,
             critic_lr=critic_lr,
             target_kl=target_kl,
+            ucb=ucb,
         )
         self._row["tokens/trained"] = float(epochs * sum(m.num_tokens for m in members))
         return self._fitted(job, [m.row for m in members], members)
@@ -119,6 +122,7 @@ class ControlRun(Run):
         unit: Literal["step", "strip"] = "step",
         critic_lr: float | None = None,
         target_kl: float | None = None,
+        ucb: float = 0.0,
         learn: bool = True,
     ) -> StripJob:
         terms = self.algo.terms
@@ -137,6 +141,7 @@ class ControlRun(Run):
             token_budget=self.cfg.learner.token_budget,
             unit=unit,
             target_kl=target_kl,
+            ucb=ucb,
             learn=learn,
         )
 

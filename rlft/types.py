@@ -156,8 +156,9 @@ was asked for, or because the environment failed. Only the first leaves nothing 
 class Episode:
     """A whole episode as the driver sees it. ret: undiscounted return, from the reset on also for a vine;
     length: steps from the reset on; success: None if the environment does not say; traces: int arrays
-    `[steps + 1, d]` by name, of the steps that were recorded; start: steps before the first of them;
-    error: what ended it, if it failed."""
+    `[length + 1, d]` by name; error: what ended it, if it failed; start: steps before what was recorded
+    of it, and ret_before: the return of those, both 0 unless it is a vine; branch: of a vine, the number
+    of the rollout state that it left from, else -1."""
 
     seed: int
     ret: float
@@ -165,8 +166,15 @@ class Episode:
     end: End
     success: bool | None = None
     traces: Mapping[str, np.ndarray] = field(default_factory=dict)
-    start: int = 0
     error: str = ""
+    start: int = 0
+    ret_before: float = 0.0
+    branch: int = -1
+
+    @property
+    def ret_after(self) -> float:
+        """The return from `start` on."""
+        return self.ret - self.ret_before
 
 
 @dataclass(frozen=True, slots=True)

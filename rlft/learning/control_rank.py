@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from rlft.config import Config
 from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
 from rlft.learning.rank import LearnerRank, fetch_rows
+from rlft.learning.visits import Visits
 from rlft.learning.strip_fit import StripJob, fit_strips
 from rlft.policy.actor_critic import load_policy
 from rlft.sampling.vector import canary_answer, canary_of
 from rlft.types import RowRef
+
+_VISITS = "visits.pkl"
 
 
 class ControlRank(LearnerRank):
@@ -32,13 +36,14 @@ class ControlRank(LearnerRank):
         self._canary = canary_of(one.observation_space)
         one.close()
         self._learner: Any = learner
+        self._visits = Visits()
         return learner.notes
 
     def fit(self, job: StripJob, refs: list[RowRef]) -> FitReport:  # type: ignore[override]
         """Takes the optimizer steps of `job` on the strips at `refs`. A collective."""
         held = fetch_rows(list(range(len(refs))), refs, self._cfg.deadlines.learn)
         strips: Any = [held[i] for i in range(len(refs))]
-        return fit_strips(self._learner, job, self._rank, strips, self._note)
+        return fit_strips(self._learner, job, self._rank, strips, self._visits, self._note)
 
     def canary(self, ids: list[int]) -> np.ndarray:
         """What the policy says of the canary observations. ids: not read. A collective."""
@@ -49,6 +54,8 @@ class ControlRank(LearnerRank):
         from safetensors.torch import save_file
 
         self._learner.save(folder / "learner_state")
+        if self._rank == 0 and self._visits.counts:
+            (folder / _VISITS).write_bytes(pickle.dumps(self._visits.counts))
         tensors = {name: t.contiguous() for name, t in self._learner.full_tensors()}
         if self._rank == 0:
             (folder / "model").mkdir(parents=True, exist_ok=True)
@@ -58,6 +65,8 @@ class ControlRank(LearnerRank):
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. A collective."""
         self._learner.load(folder / "learner_state")
+        if (folder / _VISITS).is_file():
+            self._visits.counts = pickle.loads((folder / _VISITS).read_bytes())
 
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, int]:

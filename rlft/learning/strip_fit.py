@@ -18,6 +18,7 @@ from rlft.credit.decision import Credit, Seen
 from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
 from rlft.learning.objective import Sums, objective
+from rlft.learning.visits import Visits
 from rlft.losses.corrected import with_effective_share
 from rlft.seeding import Key
 from rlft.types import Batch, PolicyOut, Strip, Term
@@ -49,6 +50,7 @@ class StripJob:
     token_budget: int
     unit: Literal["step", "strip"] = "step"
     target_kl: float | None = None
+    ucb: float = 0.0
     learn: bool = True
 
 
@@ -73,16 +75,18 @@ def fit_strips(
     job: StripJob,
     rank: int,
     strips: Sequence[Strip],
+    visits: Visits | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FitReport:
-    """Runs the updates of `job`; every rank holds all of `strips`. A collective."""
+    """Runs the updates of `job`; every rank holds all of `strips`. visits: counted so far. A
+    collective."""
     lengths = np.array([len(s.reward) for s in strips])
     table = _table(strips, lengths, job, learner.device)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     metrics: dict[str, float] = {}
     anew = job.credit is not None and getattr(job.credit, "anew", False)
     if job.credit is not None and not anew:
-        _appraise(job, strips, lengths, table)
+        _appraise(job, strips, lengths, table, visits or Visits())
         metrics |= _worth(table)
     sums, nonfinite = Sums(), set()
     skipped = done = updates = 0
@@ -132,7 +136,7 @@ def _table(
 
 
 def _appraise(
-    job: StripJob, strips: Sequence[Strip], lengths: np.ndarray, table: _Table
+    job: StripJob, strips: Sequence[Strip], lengths: np.ndarray, table: _Table, visits: Visits
 ) -> None:
     """Advantages and targets of all steps, from whole strips."""
     assert job.credit is not None
@@ -154,6 +158,8 @@ def _appraise(
     )
     adv, ret = job.credit(seen)
     table.adv, table.ret = adv[mask], ret[mask]
+    if job.ucb:
+        table.adv = table.adv + job.ucb * visits.bonus(table.obs, table.action)
     if job.normalise == "batch":
         table.adv = _standard(table.adv)
 

@@ -62,7 +62,8 @@ class Console:
         parts = [
             f"step {done}/{self._steps}",
             f"reward {reward:.3f}" if reward is not None else _losses(row),
-            f"{tokens / max(row['time/step_s'], 1e-9):,.0f} tokens/s",
+            f"{tokens / max(row['time/step_s'], 1e-9):,.0f} "
+            f"{'env steps' if 'env/steps' in row else 'tokens'}/s",
             phases,
             self._eta(done),
         ]

@@ -109,7 +109,7 @@ class Block:
         self._state = np.zeros((size, choice.state_size), np.float32) if choice.state_size else None
         self._obs: dict[str, np.ndarray] = {}
         self._held: Rest | None = None
-        self._began = [0] * size  # steps of the episode before what is recorded now
+        self._began = [(0, 0.0)] * size  # steps and return of the episode before what is recorded
 
     @property
     def space(self) -> gymnasium.Space:
@@ -162,7 +162,7 @@ class Block:
                 firsts[slot] = t + 1
                 episodes[slot] += 1
                 self._envs[slot].begin(_running(task_of(slot, episodes[slot])))
-                self._began[slot] = 0
+                self._began[slot] = (0, 0.0)
             self._reset(over)
         value = (yield Seen(self._obs, self._state)).value
         for slot in range(self.size):
@@ -194,7 +194,7 @@ class Block:
         self.number = rest.number
         for slot, (env, point) in enumerate(zip(self._envs, rest.points, strict=True)):
             env.begin(point)
-            self._began[slot] = 0
+            self._began[slot] = (0, 0.0)
         self._reset(everyone)
         self._state = None if rest.state is None else rest.state.copy()
         return list(rest.episodes)
@@ -225,7 +225,8 @@ class Block:
                 return
             start = starts[index]
             self._envs[slot].begin(start.point or _running(start.task))
-            self._began[slot] = start.point.running.length if start.point else 0
+            past = start.point.running if start.point else None
+            self._began[slot] = (past.length, past.ret) if past else (0, 0.0)
             records[slot] = _Line(index, start.seed)
             if self._state is not None:
                 self._state = self._state.copy()
@@ -321,8 +322,8 @@ class Block:
             end,
             running.success,
             traces,
-            self._began[slot],
             running.error,
+            *self._began[slot],
         )
 
 

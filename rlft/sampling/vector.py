@@ -144,7 +144,7 @@ class Runner:
         """
         began = time.monotonic()
         block = self._block(-1)
-        starts = [Start(task, key.child("seed", i).seed(63)) for i in range(seeds)]
+        starts = [Start(task, key.child(i).seed(63)) for i in range(seeds)]  # as `episodes` has them
         [(roots, states)] = self._drive([block.episodes(starts, keep_states=True)])
         told, strips = _told(roots), _strips(roots)
         branches: list[tuple[int, int, Start]] = []

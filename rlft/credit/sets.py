@@ -1,0 +1,67 @@
+"""Credit for sets of episodes: a set scores by what its members earn *and* how different they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from rlft.diversity import Traces, diversity_of
+from rlft.errors import ConfigError
+
+Baseline = Literal["mean", "loo"]
+
+
+def polychromic(
+    returns: Sequence[float],
+    traces: Sequence[Traces],
+    diversity: Callable[[Sequence[Traces]], float],
+    rng: np.random.Generator,
+    *,
+    size: int = 4,
+    sets: int = 4,
+    baseline: Baseline = "mean",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advantage float64 `[N]` of each of N episodes from one state, NaN for one in no set; and the scores
+    `[M]` of the sets.
+
+    M sets of `size` episodes are drawn without repeating an episode in a set. A set scores
+    `mean(return) x diversity`; an episode's advantage is the sum, over the sets it is in, of how far each
+    is above the baseline: the mean of all M scores, or of the others (`loo`, unbiased for independent
+    sets).
+
+    returns: from the state on, in [0, 1]. Source: polychromic objectives (arXiv 2509.25424, equation 7,
+    algorithm 2); the sum over sets is the marginal advantage of Poly-EPO (arXiv 2604.17654).
+    Raises ConfigError: fewer episodes than `size`, a return outside [0, 1].
+    """
+    returned = np.asarray(returns, np.float64)
+    if len(returned) < size:
+        raise ConfigError(
+            f"{len(returned)} episodes from a state have no set of {size}; lower algo.set_size or raise "
+            f"algo.vines"
+        )
+    if len(returned) and not (returned.min() >= 0 and returned.max() <= 1):
+        raise ConfigError(
+            f"polychromic advantages need returns in [0, 1], got {returned.min():g} to "
+            f"{returned.max():g}; set algo.return_range to what this environment can give"
+        )
+    chosen = [rng.permutation(len(returned))[:size] for _ in range(sets)]
+    score = np.array(
+        [returned[g].mean() * diversity_of(diversity, [traces[i] for i in g]) for g in chosen]
+    )
+    base = np.full(sets, score.mean())
+    if baseline == "loo" and sets > 1:
+        base = (score.sum() - score) / (sets - 1)
+    adv = np.full(len(returned), np.nan)
+    for g, above in zip(chosen, score - base, strict=True):
+        adv[g] = np.nan_to_num(adv[g]) + above
+    return adv, score
+
+
+def normalised(returns: Sequence[float], low: float, high: float) -> list[float]:
+    """Returns as shares of what can be had. Raises ConfigError for an empty range."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"return_range must be two numbers, low < high, got [{low}, {high}]")
+    return [(r - low) / (high - low) for r in returns]
