@@ -15,7 +15,7 @@ from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
 from rlft.record.metrics import StepRow
-from rlft.record.episodes import acted, samples
+from rlft.record.acted import acted, samples
 from rlft.record.records import Records
 from rlft.sampling.vector import Branching, Dealer, Told
 from rlft.sampling.episodes import Start

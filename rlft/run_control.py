@@ -18,7 +18,7 @@ from rlft.credit.decision import Credit
 from rlft.filters import members_of
 from rlft.learning.strip_fit import Normalise, StripJob
 from rlft.record.console import Console
-from rlft.record.episodes import acted, samples
+from rlft.record.acted import acted, samples
 from rlft.record.summary import success
 from rlft.run import Run
 from rlft.schedule import value_at

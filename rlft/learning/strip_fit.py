@@ -8,7 +8,7 @@ and a policy without memory learns from single steps in random order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -81,6 +81,8 @@ def fit_strips(
     """Runs the updates of `job`; every rank holds all of `strips`. visits: counted so far. A
     collective."""
     lengths = np.array([len(s.reward) for s in strips])
+    if learner.state_size or getattr(job.credit, "anew", False):
+        job = replace(job, unit="strip")  # order matters
     table = _table(strips, lengths, job, learner.device)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     metrics: dict[str, float] = {}
@@ -199,10 +201,12 @@ def _update(
     """One optimizer step; returns whether it was applied, and the strips whose loss is not finite."""
     lengths = np.diff(starts)
     count = len(chosen) if job.unit == "step" else int(lengths[chosen].sum())
+    anew = getattr(job.credit, "anew", False)
     mine = _chunks(chosen, lengths, job, rank, learner.world)
     scale = None
-    if job.normalise == "minibatch" and job.unit == "step" and len(chosen) > 1:
-        adv = table.adv[torch.from_numpy(chosen).to(table.adv.device)]
+    if job.normalise == "minibatch" and not anew and count > 1:
+        index, mask = _places(chosen, starts, job.unit)
+        adv = table.adv[torch.from_numpy(index[mask]).to(table.adv.device)]
         scale = (adv.mean(), adv.std() + 1e-8)
     guilty: set[int] = set()
     for chunk in mine:
@@ -212,17 +216,16 @@ def _update(
         obs = {name: x[at] for name, x in table.obs.items()}
         state = None
         if learner.state_size:
-            carried = [strips[i].state for i in (chunk if len(chunk) else [0])]
-            state = torch.from_numpy(np.stack(carried)).to(learner.device)  # type: ignore[arg-type]
+            state = _states(strips, chunk, learner.state_size).to(learner.device)
         with torch.set_grad_enabled(job.learn):
             out = learner.forward(obs, state, table.action[at], table.params[at])
         adv_BT, ret_BT = table.adv[at], table.ret[at]
         old_BT = table.logp[at]
-        if job.credit is not None and getattr(job.credit, "anew", False):
+        if anew:
             adv_BT, ret_BT = _anew(job, out, table, at, mask_BT, chunk, strips)
         if scale is not None:
             adv_BT = (adv_BT - scale[0]) / scale[1]
-        elif job.normalise == "minibatch" and int(mask_BT.sum()) > 1:
+        elif anew and job.normalise == "minibatch" and int(mask_BT.sum()) > 1:
             seen = adv_BT[mask_BT]
             adv_BT = (adv_BT - seen.mean()) / (seen.std() + 1e-8)
         batch = Batch(
@@ -283,6 +286,13 @@ def _places(
     steps = np.arange(length.max())
     mask = steps < length[:, None]
     return np.where(mask, first[:, None] + steps, first[:, None]), mask
+
+
+def _states(strips: Sequence[Strip], chunk: np.ndarray, size: int) -> torch.Tensor:
+    """What a memory held before each strip `[B, H]`; nothing, at the start of a demonstration."""
+    blank = np.zeros(size, np.float32)
+    held = [strips[i].state for i in chunk] or [None]
+    return torch.from_numpy(np.stack([blank if x is None else x for x in held]))
 
 
 def _anew(

@@ -1,0 +1,66 @@
+"""Many episodes of a saved policy in this process: what an evaluation is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlft.policy.actor_critic import as_tensors, load_policy
+from rlft.sampling.episodes import Acted, Block, Seen, Start
+from rlft.sampling.vector import choice_of
+from rlft.seeding import Key
+from rlft.types import Episode, Task
+
+
+def rollouts(
+    env: Any,
+    folder: Path,
+    tasks: Sequence[Task],
+    n: int,
+    key: Key,
+    *,
+    greedy: bool = False,
+    envs: int = 32,
+) -> list[list[Episode]]:
+    """`n` episodes from each configuration by the policy in `folder`; element `i` belongs to `tasks[i]`.
+
+    env: the plug-in. An episode's randomness depends on `key`, the configuration's place and the
+    episode's number alone.
+    """
+    one = env.make()
+    policy = load_policy(folder, one).eval()
+    choice = choice_of(policy, one.action_space, torch.device("cpu"))
+    one.close()
+    block = Block(
+        env.make,
+        envs,
+        choice,
+        tuple(getattr(env, "traces", ())),
+        how=getattr(env, "snapshots", "copy"),
+    )
+    starts = [
+        Start(task, key.child(place, j).seed(63))
+        for place, task in enumerate(tasks)
+        for j in range(n)
+    ]
+
+    @torch.inference_mode()
+    def act(seen: Seen) -> Acted:
+        state = None if seen.state is None else torch.from_numpy(seen.state)
+        params, value, after = policy.act(as_tensors(seen.obs, torch.device("cpu")), state)
+        return Acted(params.numpy(), value.numpy(), None if after is None else after.numpy())
+
+    rolling = block.episodes(starts, greedy=greedy)
+    acted: Any = None
+    try:
+        while True:
+            acted = act(rolling.send(acted))
+    except StopIteration as end:
+        pieces, _ = end.value
+    finally:
+        block.close()
+    episodes = [piece.episode for piece in pieces]
+    return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
