@@ -183,6 +183,12 @@ class Alarm:
         signal.signal(signal.SIGALRM, cls._late)
         cls._installed = True
 
+    @classmethod
+    def uninstall(cls) -> None:
+        """Gives SIGALRM back."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        cls._installed = False
+
     @staticmethod
     def _late(signum: int, frame: Any) -> None:
         raise StepTimeout("a step or reset took longer than runner.step_timeout")

@@ -1,0 +1,112 @@
+"""Runs of policies that act, with real Ray and DeepSpeed: bit-equal, resumed, and recovered."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from small_runs import metrics, weights
+
+from rlft.cluster.fleet import Fleet
+from rlft.config import parse_config
+from rlft.errors import ConfigError
+from rlft.train import train
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+BASE = {
+    "name": "acting",
+    "steps": 4,
+    "tasks_per_step": 2,
+    "env": {"name": "minigrid", "configurations": 4, "max_steps": 20},
+    "model": {"build": {"name": "cnn_gru", "channels": [4], "width": 16, "memory": 8}, "dtype": "float32"},
+    "runner": {"blocks": 2, "envs": 3},
+    "learner": {"lr": 1e-3, "eps": 1e-5, "max_grad_norm": 0.5},
+    "save": {"every": 2},
+    "eval": {"at_end": True, "max_tasks": 4, "episodes": 2, "greedy": False},
+    "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60},
+}  # fmt: skip
+SEGMENTS = {"algo": {"name": "control_ppo", "steps": 16, "minibatches": 2, "ucb": 0.1},
+            "env": {**BASE["env"], "view": "dict"}}  # fmt: skip
+SAME = {"gamma": 1.0, "value_clip": None, "entropy_coef": 0.0, "kl_coef": 0.05, "epochs": 2,
+        "minibatches": 4}  # fmt: skip
+MLP = {"build": {"name": "mlp", "hidden": [16]}, "dtype": "float32"}
+
+
+def run(folder, *, resume=False, **changes):
+    return train(parse_config({**BASE, **changes}, "acting"), folder, resume=resume)
+
+
+def assert_same(a, b, step):
+    assert metrics(a) == metrics(b)
+    ours, theirs = weights(a, step), weights(b, step)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("acting") / "whole"
+    run(folder, **SEGMENTS)
+    return folder
+
+
+def test_two_steps_and_two_resumed_are_four_in_the_middle_of_episodes(uninterrupted, tmp_path):
+    run(tmp_path / "halves", **SEGMENTS, steps=2)
+    run(tmp_path / "halves", resume=True, **SEGMENTS)
+    assert_same(uninterrupted, tmp_path / "halves", 4)
+
+
+def test_two_runners_of_which_one_is_killed_are_one(uninterrupted, tmp_path, monkeypatch):
+    killed = []
+    ask = Fleet.ask
+
+    def lethal(self, questions, what, deadline_s):
+        if what == "rollout" and len(self.samplers) == 2 and not killed:
+            killed.append(self.samplers[1].where.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return ask(self, questions, what, deadline_s)
+
+    monkeypatch.setattr(Fleet, "ask", lethal)
+    run(tmp_path / "two", **SEGMENTS, sampler={"num": 2})
+    assert killed
+    ours, theirs = metrics(uninterrupted), metrics(tmp_path / "two")
+    assert sum(row.pop("recovery/restarts") for row in theirs) == 1
+    assert [row.pop("recovery/restarts") for row in ours] == [0] * 4
+    assert ours == theirs
+    for name, tensor in weights(uninterrupted, 4).items():
+        assert torch.equal(tensor, weights(tmp_path / "two", 4)[name]), name
+
+
+def test_without_rollout_states_polychromic_is_ppo_of_whole_episodes(tmp_path):
+    ppo = {"name": "control_ppo", "unit": "episode", "episodes": 3, "normalise": "none", **SAME}
+    poly = {"name": "polychromic", "rollout_states": 0, "seeds": 3, **SAME}
+    run(tmp_path / "ppo", algo=ppo, model=MLP, steps=2)
+    run(tmp_path / "poly", algo=poly, model=MLP, steps=2)
+    ours, theirs = weights(tmp_path / "ppo", 2), weights(tmp_path / "poly", 2)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    rows = metrics(tmp_path / "poly")
+    assert rows[0]["mismatch/max_logp_gap"] < 1e-5, "the first ratio is 1"
+
+
+def test_vines_and_a_broken_environment_are_counted(tmp_path):
+    poly = {"name": "polychromic", "seeds": 2, "vines": 4, "sets": 3, **SAME}
+    run(tmp_path / "poly", algo=poly, model=MLP, steps=1)
+    [row] = metrics(tmp_path / "poly")
+    assert row["env/strips"] == 2 * (2 + 2 * 2 * 4)
+    assert 0 <= row["sets/zero"] <= 1
+    assert row["loss/behaviour_kl"] >= 0
+    rows = [json.loads(x) for x in (tmp_path / "poly/samples.jsonl").read_text().splitlines()]
+    assert {len(r["traces"]["room"]) - r["tokens"] for r in rows if r["kind"] == "train"} == {1}
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="trains a policy that writes"):
+        run(tmp_path / "a", algo={"name": "grpo"}, model=MLP)
+    with pytest.raises(ConfigError, match="set model.dtype=float32"):
+        run(tmp_path / "b", **{**SEGMENTS, "model": {"build": {"name": "mlp"}}})
+    with pytest.raises(ConfigError, match="holds no policy"):
+        run(tmp_path / "c", algo=SEGMENTS["algo"], model={"path": str(tmp_path), "dtype": "float32"})
+    assert not (tmp_path / "a").exists()

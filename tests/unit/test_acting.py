@@ -1,0 +1,346 @@
+"""A policy in environments: what it says, what blocks of environments record, and what goes wrong."""
+
+import time
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlft.errors import ConfigError
+from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors
+from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
+from rlft.policy.networks import CNN, CNNGRU, MLP
+from rlft.sampling.episodes import Acted, Block, Start
+from rlft.sampling.guarded import Alarm
+from rlft.sampling.vector import choice_of, rollout_states, to_env
+from rlft.seeding import Key
+from rlft.types import Task
+
+CPU = torch.device("cpu")
+
+
+class Walk(gymnasium.Env):
+    """A walk on a line of `length` places from 0; its end terminates with reward 1. Also: rewards that are
+    random, a step that raises, hangs or shows what is not in the space."""
+
+    observation_space = spaces.Box(-1, 20, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length=4, limit=6, fault=None, at=2):
+        self.length, self.limit, self.fault, self.at = length, limit, fault, at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.steps = int((options or {}).get("place", 0)), 0
+        return self._seen(), {"place": self.place}
+
+    def step(self, action):
+        self.steps += 1
+        if self.fault == "raises" and self.steps == self.at:
+            raise RuntimeError("the floor gave way")
+        if self.fault == "hangs" and self.steps == self.at:
+            time.sleep(30)
+        self.place = max(0, self.place + (1 if action else -1))
+        done = self.place >= self.length
+        reward = float(done) + 0.01 * float(self.np_random.random())
+        seen = self._seen() + (99 if self.fault == "outside" and self.steps == self.at else 0)
+        return seen, reward, done, self.steps >= self.limit, {"place": self.place}
+
+    def _seen(self):
+        return np.array([self.place, self.steps], np.float32)
+
+
+def policy_for(env, network=None, seed=0):
+    torch.manual_seed(seed)
+    policy = (network or MLP((8,)))(env.observation_space, env.action_space)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return policy.eval()
+
+
+def block_of(make, policy, size=3, traces=("place",), **keys):
+    one = make()
+    return Block(make, size, choice_of(policy, one.action_space, CPU), traces, **keys)
+
+
+@torch.inference_mode()
+def drive(policy, rolling):
+    answer = None
+    try:
+        while True:
+            seen = rolling.send(answer)
+            state = None if seen.state is None else torch.from_numpy(seen.state)
+            params, value, after = policy.act(as_tensors(seen.obs, CPU), state)
+            after = None if after is None else after.numpy()
+            answer = Acted(params.numpy(), value.numpy(), after)
+    except StopIteration as end:
+        return end.value
+
+
+def task_of(slot, episode):
+    return Task(f"{slot}.{episode}", "", info={"seed": 100 * slot + episode, "options": {}})
+
+
+def same_strips(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.slot, a.end, a.strip.bootstrap) == (b.slot, b.end, b.strip.bootstrap)
+        for field in ("action", "params", "logp", "value", "reward"):
+            assert np.array_equal(getattr(a.strip, field), getattr(b.strip, field)), field
+        for name in a.strip.obs:
+            assert np.array_equal(a.strip.obs[name], b.strip.obs[name])
+        if a.episode is not None:
+            assert (a.episode.ret, a.episode.length) == (b.episode.ret, b.episode.length)
+            for name, trace in a.episode.traces.items():
+                assert np.array_equal(trace, b.episode.traces[name])
+
+
+# -- distributions -------------------------------------------------------------------------------
+
+
+def test_log_probs_of_all_actions_add_up_to_one():
+    distribution, params = Categoricals((3, 2)), torch.randn(5, 5, dtype=torch.float64)
+    total = torch.zeros(5, dtype=torch.float64)
+    for a in range(3):
+        for b in range(2):
+            total += distribution.logp(params, torch.tensor([[a, b]]).expand(5, 2)).exp()
+    assert torch.allclose(total, torch.ones(5, dtype=torch.float64))
+
+
+def test_samples_have_the_frequencies_that_log_probs_say():
+    distribution = Categoricals((4,))
+    params = torch.tensor([[0.5, -1.0, 1.5, 0.0]])
+    noise = torch.from_numpy(distribution.noise(np.random.default_rng(0), 40_000))
+    drawn = distribution.sample(params.expand(40_000, 4), noise)[:, 0].long()
+    share = drawn.bincount(minlength=4) / 40_000
+    assert torch.allclose(share, params[0].softmax(0), atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_entropy_and_kl_are_torchs(kind):
+    from torch import distributions as td
+
+    p, q = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    if kind == "categorical":
+        ours = Categoricals((4,))
+        a, b = td.Categorical(logits=p), td.Categorical(logits=q)
+        action = torch.randint(0, 4, (6, 1)).double()
+        logp = a.log_prob(action[:, 0])
+    else:
+        ours = Gaussian(2)
+        a, b = (
+            td.Independent(td.Normal(x[:, :2], x[:, 2:].exp()), 1) for x in (p, q)
+        )
+        action = torch.randn(6, 2, dtype=torch.float64)
+        logp = a.log_prob(action)
+    assert torch.allclose(ours.entropy(p), a.entropy())
+    assert torch.allclose(ours.kl(p, q), td.kl_divergence(a, b))
+    assert torch.allclose(ours.logp(p, action), logp)
+    assert (ours.kl(p, p).abs() < 1e-12).all()
+
+
+def test_an_action_space_without_a_distribution_is_refused():
+    with pytest.raises(ConfigError, match=r"MultiBinary.*supported are Discrete"):
+        distribution_of(spaces.MultiBinary(3))
+
+
+def test_actions_reach_the_environment_in_its_own_terms():
+    assert to_env(spaces.Discrete(3, start=5), np.array([[2.0]], np.float32)).tolist() == [7]
+    box = spaces.Box(-1, 1, (2,), np.float32)
+    assert to_env(box, np.array([[3.0, -0.5]], np.float32)).tolist() == [[1.0, -0.5]]
+
+
+# -- policies ------------------------------------------------------------------------------------
+
+
+def minigrid(view):
+    from envs.minigrid import MiniGrid
+
+    return MiniGrid(id="BabyAI-GoToLocal-v0" if view == "dict" else "MiniGrid-FourRooms-v0",
+                    view=view, configurations=3, max_steps=12)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("network", "view"),
+    [(MLP((16, 16)), "flat"), (MLP((16,), shared=True), "dict"), (CNN((4,), 16), "dict"),
+     (CNNGRU((4,), 16, 8), "dict")],
+)  # fmt: skip
+def test_what_a_policy_says_of_a_segment_is_what_it_acted_by(network, view):
+    env = minigrid(view)
+    policy = policy_for(env.make(), network)
+    block = block_of(env.make, policy, traces=env.traces)
+    tasks = env.train()
+    pieces, _ = drive(policy, block.segments(None, 20, Key(0), lambda s, e: tasks[(s + e) % 3]))
+    assert {p.end for p in pieces} >= {"truncated", "cut"}
+    for piece in pieces:
+        strip = piece.strip
+        obs = {name: torch.from_numpy(x)[None] for name, x in strip.obs.items()}
+        state = None if strip.state is None else torch.from_numpy(strip.state)[None]
+        with torch.no_grad():
+            params, value = policy(obs, state)
+        logp = policy.distribution.logp(params, torch.from_numpy(strip.action)[None])
+        assert np.abs(logp[0].numpy() - strip.logp).max() < 1e-5
+        assert np.abs(value[0].numpy() - strip.value).max() < 1e-5
+        assert np.abs(params[0].numpy() - strip.params).max() < 1e-5
+
+
+def test_running_numbers_are_those_of_all_that_was_taken_in():
+    seen = np.random.default_rng(0).normal(3, 2, (50, 4))
+    normaliser = Normaliser(4)
+    for part in np.array_split(seen, 7):
+        normaliser.take_in(torch.from_numpy(part).float())
+    assert np.allclose(normaliser.mean.numpy(), seen.mean(0), atol=1e-5)
+    assert np.allclose(normaliser.var.numpy(), seen.var(0), atol=1e-4)
+
+
+def test_a_critic_of_its_own_is_told_apart():
+    env = Walk()
+    apart = MLP((8,))(env.observation_space, env.action_space)
+    together = MLP((8,), shared=True)(env.observation_space, env.action_space)
+    assert len(apart.value_parameters()) == 4
+    assert together.value_parameters() == []
+    assert isinstance(apart, ActorCritic)
+
+
+# -- blocks --------------------------------------------------------------------------------------
+
+
+def test_strips_are_single_episodes_and_add_up():
+    policy = policy_for(Walk())
+    pieces, left = drive(policy, block_of(Walk, policy).segments(None, 17, Key(3), task_of))
+    assert sum(len(p.strip.reward) for p in pieces) == 3 * 17
+    for slot in range(3):
+        mine = [p for p in pieces if p.slot == slot]
+        assert [p.end for p in mine[:-1]].count("cut") == 0
+        whole = [p for p in mine if p.episode is not None]
+        assert left.episodes[slot] == len(whole)
+        for p in whole[1:]:
+            assert p.episode.ret == pytest.approx(float(p.strip.reward.sum()), abs=1e-6)
+            assert p.episode.traces["place"].shape == (p.episode.length + 1, 1)
+
+
+def test_only_what_terminated_is_worth_nothing_afterwards():
+    policy = policy_for(Walk())
+    pieces, _ = drive(policy, block_of(Walk, policy).segments(None, 40, Key(1), task_of))
+    ends = {p.end for p in pieces}
+    assert ends == {"terminated", "truncated", "cut"}
+    for p in pieces:
+        with torch.no_grad():
+            _, value, _ = policy.act({k: torch.from_numpy(x)[None] for k, x in p.strip.after.items()}, None)
+        expected = 0.0 if p.end == "terminated" else float(value[0])
+        assert p.strip.bootstrap == pytest.approx(expected, abs=1e-5)
+        if p.end == "truncated":
+            assert p.strip.after["observation"][1] == 6, "the last observation, not that of a reset"
+
+
+@pytest.mark.parametrize("how", ["copy", "replay"])
+def test_going_on_from_where_a_block_was_left_changes_nothing(how):
+    policy = policy_for(Walk())
+    steady = block_of(Walk, policy, how=how)
+    first, left = drive(policy, steady.segments(None, 9, Key(0), task_of))
+    second, _ = drive(policy, steady.segments(left, 9, Key(1), task_of))
+    newcomer = block_of(Walk, policy, how=how)
+    again, _ = drive(policy, newcomer.segments(left, 9, Key(1), task_of))
+    same_strips(second, again)
+    backwards, _ = drive(policy, steady.segments(None, 9, Key(0), task_of))
+    same_strips(first, backwards)
+
+
+def test_a_memory_is_carried_and_emptied_at_a_reset():
+    env = minigrid("dict")
+    policy = policy_for(env.make(), CNNGRU((4,), 16, 8))
+    tasks = env.train()
+    deal = lambda s, e: tasks[(s + e) % 3]  # noqa: E731
+    first = block_of(env.make, policy, traces=()).segments(None, 20, Key(0), deal)
+    pieces, left = drive(policy, first)
+    firsts = [p for p in pieces if p.end == "truncated"]
+    assert all((p.strip.state == 0).all() for p in firsts)
+    later, _ = drive(policy, block_of(env.make, policy, traces=()).segments(left, 5, Key(1), deal))
+    assert any((p.strip.state != 0).any() for p in later)
+
+
+def test_whole_episodes_do_not_depend_on_their_neighbours():
+    policy = policy_for(Walk())
+    starts = [Start(task_of(i, 0), 7 + i) for i in range(8)]
+    together, _ = drive(policy, block_of(Walk, policy, size=4).episodes(starts))
+    alone = [drive(policy, block_of(Walk, policy, size=4).episodes([s]))[0][0] for s in starts]
+    for a, b in zip(together, alone, strict=True):
+        assert np.array_equal(a.strip.action, b.strip.action)
+        assert a.episode.ret == b.episode.ret
+    assert [p.slot for p in together] == list(range(8))
+
+
+@pytest.mark.parametrize("how", ["copy", "replay"])
+def test_vines_leave_from_the_states_of_their_seed(how):
+    policy = policy_for(Walk())
+    block = block_of(lambda: Walk(length=9, limit=12), policy, how=how)
+    task = task_of(0, 0)
+    [root], _ = drive(policy, block.episodes([Start(task, 5)]))
+    steps = len(root.strip.reward)
+    points = rollout_states(steps, 2)
+    assert points == [steps // 3, 2 * steps // 3]
+    found = block.points_of(task, root.strip.action, points)
+    starts = [Start(task, 50 + i, found[i // 4]) for i in range(8)]
+    vines, _ = drive(policy, block.episodes(starts))
+    for i, vine in enumerate(vines):
+        at = points[i // 4]
+        assert np.array_equal(vine.strip.obs["observation"][0], root.strip.obs["observation"][at])
+        assert vine.episode.start == at
+        assert vine.episode.length == at + len(vine.strip.reward), "the time limit is the episode's"
+        assert vine.episode.ret_before == pytest.approx(float(root.strip.reward[:at].sum()))
+        assert vine.episode.ret_after == pytest.approx(float(vine.strip.reward.sum()), abs=1e-6)
+        assert np.array_equal(
+            vine.episode.traces["place"][: at + 1], root.episode.traces["place"][: at + 1]
+        )
+    assert len({tuple(v.strip.action.ravel()) for v in vines}) > 1
+
+
+def test_an_episode_that_failed_is_no_zero_and_the_block_goes_on():
+    policy = policy_for(Walk())
+    block = block_of(lambda: Walk(fault="raises"), policy)
+    pieces, _ = drive(policy, block.segments(None, 7, Key(0), task_of))
+    failed = [p for p in pieces if p.end == "error"]
+    assert failed
+    for p in failed:
+        assert len(p.strip.reward) == 1, "the step that failed is not learnt from"
+        assert "the floor gave way" in p.episode.error
+    starts = [Start(task_of(i, 0), i) for i in range(5)]
+    pieces, _ = drive(policy, block.episodes(starts))
+    assert [p.end for p in pieces] == ["error"] * 5
+
+
+def test_a_step_that_hangs_ends_its_episode():
+    Alarm.install()
+    try:
+        policy = policy_for(Walk())
+        block = block_of(lambda: Walk(fault="hangs"), policy, size=1, timeout=0.2)
+        began = time.monotonic()
+        [piece], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
+        assert time.monotonic() - began < 10
+        assert piece.end == "error"
+        assert "runner.step_timeout" in piece.episode.error
+    finally:
+        Alarm.uninstall()
+
+
+def test_an_observation_outside_its_space_is_an_error():
+    policy = policy_for(Walk())
+    block = block_of(lambda: Walk(fault="outside"), policy)
+    pieces, _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
+    assert "lies outside its space" in pieces[0].episode.error
+
+
+def test_an_environment_that_does_not_repeat_itself_has_no_vines():
+    class Restless(Walk):
+        def reset(self, *, seed=None, options=None):
+            self.limit = 3 if getattr(self, "before", False) else 12
+            self.before = True
+            return super().reset(seed=seed, options=options)
+
+    policy = policy_for(Walk())
+    block = block_of(lambda: Restless(length=30), policy, size=1)
+    [root], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
+    with pytest.raises(ConfigError, match="rollout_states to 0"):
+        block.points_of(task_of(0, 0), root.strip.action, [4, 8])
