@@ -154,5 +154,5 @@ def _gymnasium() -> Any:
     try:
         import gymnasium
     except ImportError as error:
-        raise ConfigError("env gym needs the package gymnasium: pip install gymnasium") from error
+        raise ConfigError("env gym needs the package gymnasium: pip install 'rlft[gym]'") from error
     return gymnasium

@@ -6,6 +6,7 @@ over configurations (and seeds) that `rlft.record.intervals.interval` puts an in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,13 +48,13 @@ def evaluation(
             f"needs returns and successes [S, C, R], got {ret_SCR.shape} and {won_SCR.shape}"
         )
     chosen = tuple(ks) if ks is not None else tuple(range(1, ret_SCR.shape[2] + 1))
-    how = {"level": level, "draws": draws, "seed": seed}
+    around = functools.partial(interval, level=level, draws=draws, seed=seed)
     return Evaluation(
-        ret=interval(ret_SCR.mean(2), **how),
-        success=interval(won_SCR.mean(2), **how),
-        coverage=interval(won_SCR.any(2), **how),
+        ret=around(ret_SCR.mean(2)),
+        success=around(won_SCR.mean(2)),
+        coverage=around(won_SCR.max(2)),
         ks=chosen,
-        pass_at=interval(pass_curve(won_SCR, chosen), **how),
+        pass_at=around(pass_curve(won_SCR, chosen)),
     )
 
 

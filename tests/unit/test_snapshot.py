@@ -244,7 +244,7 @@ def test_an_environment_that_a_seed_does_not_determine_names_copy():
 
 def test_an_environment_that_says_none_names_what_else_there_is():
     env = Unruly()
-    with pytest.raises(ConfigError, match=r"`snapshots: none`.*algo\.p to 0"):
+    with pytest.raises(ConfigError, match=r"`snapshots: none`.*algo\.rollout_states to 0"):
         take(env, begun(env), "none")
 
 
