@@ -16,8 +16,8 @@ from pydantic import Field
 
 from rlft import registry
 from rlft.algo import Algo
-from rlft.config import Config, Positive
 from rlft.cloning import strips_of
+from rlft.config import Config, Positive
 from rlft.losses.entropy import EntropyBonus
 from rlft.losses.likelihood import NegativeLogLikelihood
 from rlft.schedule import Scheduled
@@ -28,7 +28,7 @@ from rlft.types import Group, Strip, Term, Ticket, WeightUpdate
 class Clone(Algo):
     """path: demonstrations, `.npz`, `.jsonl` or `minari:ID`; held_out: the share kept aside;
     entropy_coef: weight of the bonus; batch: steps of the demonstrations in one optimizer step (whole
-    episodes, where the policy has a memory); minibatches: optimizer steps that one step of the run takes."""
+    episodes, where the policy has a memory); minibatches: optimizer steps of one step of the run."""
 
     acts: ClassVar[bool] = True
     samples: ClassVar[bool] = False

@@ -71,8 +71,8 @@ class Polychromic(Algo):
     def __post_init__(self) -> None:
         if self.vines < self.set_size:
             raise ConfigError(
-                f"algo.vines is {self.vines}, which has no set of algo.set_size={self.set_size}; raise vines "
-                f"or lower set_size"
+                f"algo.vines is {self.vines}, which has no set of algo.set_size={self.set_size}; raise "
+                f"vines or lower set_size"
             )
         normalised([], *self.return_range)
         registry.build("diversity", self.diversity)
@@ -104,7 +104,7 @@ class Polychromic(Algo):
         scores: list[np.ndarray] = []
         rng = np.random.default_rng(run.key.child("sets", run.step).seed())
         for group in groups:
-            episodes = [m.episode for m in group.members]
+            episodes = [m.episode for m in group.members if m.episode is not None]
             if episodes and episodes[0].branch >= 0:
                 found = self._of_family(episodes, rng, scores)
             else:
@@ -138,9 +138,7 @@ class Polychromic(Algo):
         if len(whole) < self.set_size:
             return number
         returns = normalised([episodes[i].ret_after for i in whole], *self.return_range)
-        traces = [
-            {**episodes[i].traces, VINE_START: np.array([episodes[i].start])} for i in whole
-        ]
+        traces = [{**episodes[i].traces, VINE_START: np.array([episodes[i].start])} for i in whole]
         diversity = registry.build("diversity", self.diversity)
         found, score = polychromic(
             *(returns, traces, diversity, rng),

@@ -75,7 +75,9 @@ def train(seed: int, arms: list[str], out: Path, changes: list[str]) -> None:
             check=True,
         )
     clone = run_once(
-        CONFIGS / "clone.yaml", folder / slug(START), [f"seed={seed}", f"algo.path={demos.resolve()}"]
+        CONFIGS / "clone.yaml",
+        folder / slug(START),
+        [f"seed={seed}", f"algo.path={demos.resolve()}"],
     )
     for arm in arms:
         config, own = ARMS[arm]
@@ -97,7 +99,9 @@ def judge(folder: Path, num: int, seed: int) -> None:
         episodes = rollouts(env, model_of(folder), tasks, n, Key(seed).child("judge", name))
         found[f"return_{name}"] = np.array([[e.ret for e in row] for row in episodes])
         found[f"success_{name}"] = np.array([[bool(e.success) for e in row] for row in episodes])
-        rooms = [len({r for e in row for r in e.traces["room"].ravel().tolist()}) for row in episodes]
+        rooms = [
+            len({r for e in row for r in e.traces["room"].ravel().tolist()}) for row in episodes
+        ]
         found[f"rooms_{name}"] = np.array(rooms)
     np.savez(path, **found)
     print(f"{folder}: judged in {time.monotonic() - began:.0f} s", flush=True)
@@ -167,7 +171,8 @@ def curves(seeds: list[int], arms: tuple[str, ...], out: Path) -> str:
     for tick in np.linspace(floor, 1, 6):
         parts.append(
             f'<line x1="{margin}" x2="{width - margin - 90}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
-            f'stroke="#e5e5e5"/><text x="{margin - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>'
+            f'stroke="#e5e5e5"/><text x="{margin - 8}" y="{y(tick) + 4:.1f}" '
+            f'text-anchor="end">{tick:.2f}</text>'
         )
     for k in KS:
         parts.append(

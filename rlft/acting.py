@@ -14,11 +14,11 @@ from typing import Any
 from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
-from rlft.record.metrics import StepRow
 from rlft.record.acted import acted, samples
+from rlft.record.metrics import StepRow
 from rlft.record.records import Records
-from rlft.sampling.vector import Branching, Dealer, Told
 from rlft.sampling.episodes import Start
+from rlft.sampling.vector import Branching, Dealer, Told
 from rlft.seeding import Key
 from rlft.types import Group, Outcome, RowRef, Task, Trajectory
 
@@ -78,11 +78,18 @@ class Stage:
         for unit, ((seconds, version, told), rows) in zip(units, answers, strict=True):
             self._fleet.was_busy("samplers", seconds)
             found += [
-                _member(f"{key.path[-1]}.{len(found) + i}", unit[i].task.id, one, version, RowRef(rows, i))
+                _member(
+                    f"{key.path[-1]}.{len(found) + i}",
+                    unit[i].task.id,
+                    one,
+                    version,
+                    RowRef(rows, i),
+                )
                 for i, one in enumerate(told)
             ]
         return [
-            Group(task, tuple(found[place * n : (place + 1) * n])) for place, task in enumerate(tasks)
+            Group(task, tuple(found[place * n : (place + 1) * n]))
+            for place, task in enumerate(tasks)
         ]
 
     def vines(
@@ -228,5 +235,3 @@ def _member(name: str, task: str, told: Told, version: int, row: RowRef) -> Traj
         outcome=outcome,
         episode=episode,
     )
-
-

@@ -146,7 +146,8 @@ class Runner(Section):
         default=8, description="environments of a block: the policy acts in them as one batch"
     )
     step_timeout: Annotated[float, Field(gt=0)] = Field(
-        default=60, description="seconds that a step or reset may take; then the episode is an error"
+        default=60,
+        description="seconds that a step or reset may take; then the episode is an error",
     )
 
 

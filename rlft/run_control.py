@@ -17,8 +17,8 @@ from rlft.config import Config
 from rlft.credit.decision import Credit
 from rlft.filters import members_of
 from rlft.learning.strip_fit import Normalise, StripJob
-from rlft.record.console import Console
 from rlft.record.acted import acted, samples
+from rlft.record.console import Console
 from rlft.record.summary import success
 from rlft.run import Run
 from rlft.schedule import value_at
@@ -180,7 +180,9 @@ class ControlRun(Run):
         key = self.key.child("eval")
         groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy)
         found = acted(groups)
-        result = {f"eval/{k}": v for k, v in found.items() if k.split("/")[0] in ("reward", "episode")}
+        result = {
+            f"eval/{k}": v for k, v in found.items() if k.split("/")[0] in ("reward", "episode")
+        }
         result["eval/tasks"] = float(len(groups))
         result["eval/tokens"] = found.get("episode/length", 0.0)
         result["time/eval_s"] = time.monotonic() - began

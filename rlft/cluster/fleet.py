@@ -225,7 +225,7 @@ class Fleet:
 
 def _started(post: Post) -> Owner:
     groups = {"concurrency_groups": {"control": 1, "between": 1}} if post.unit else {"num_cpus": 0}
-    actor: Any = ray.remote(**groups)(post.cls)  # type: ignore[call-overload]
+    actor: Any = ray.remote(**groups)(post.cls)
     return Owner(post.name, actor.options(**post.options).remote(post.name, *post.args), post.unit)
 
 

@@ -65,7 +65,12 @@ class VTrace:
     c: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("gamma", 0, 1), ("lam", 0, 1), ("rho", 1e-6, 1e6), ("c", 1e-6, 1e6)):
+        for name, low, high in (
+            ("gamma", 0, 1),
+            ("lam", 0, 1),
+            ("rho", 1e-6, 1e6),
+            ("c", 1e-6, 1e6),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}.")
 

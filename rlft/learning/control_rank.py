@@ -15,8 +15,8 @@ from rlft.config import Config
 from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
 from rlft.learning.rank import LearnerRank, fetch_rows
-from rlft.learning.visits import Visits
 from rlft.learning.strip_fit import StripJob, fit_strips
+from rlft.learning.visits import Visits
 from rlft.policy.actor_critic import load_policy
 from rlft.sampling.vector import canary_answer, canary_of
 from rlft.types import RowRef

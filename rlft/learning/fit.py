@@ -226,7 +226,9 @@ def _accumulate(
     with torch.set_grad_enabled(job.learn):
         out = _forward(learner, inputs, job.temperature)
     batch = _batch(job, micro, out.logp.detach())
-    loss, guilty = objective(zip(job.terms, job.coef, strict=True), "policy", micro.rows, out, batch, denom, sums)
+    loss, guilty = objective(
+        zip(job.terms, job.coef, strict=True), "policy", micro.rows, out, batch, denom, sums
+    )
     if job.learn:
         learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
@@ -246,7 +248,9 @@ def _accumulate_critic(
     blank = torch.zeros(micro.inputs.mask.shape, device=critic.device)
     out = PolicyOut(logp=blank, entropy=blank, value=critic.forward(micro.inputs))
     batch = _batch(job, micro, blank)
-    loss, guilty = objective(zip(job.terms, job.coef, strict=True), "critic", micro.rows, out, batch, denom, sums)
+    loss, guilty = objective(
+        zip(job.terms, job.coef, strict=True), "critic", micro.rows, out, batch, denom, sums
+    )
     critic.backward(loss)
     return guilty
 

@@ -104,9 +104,12 @@ def fit_strips(
             nonfinite |= guilty
             done += 1
             progress(done, total)
-        if job.target_kl is not None and epoch + 1 < job.epochs:
-            if moved.reduced(learner.device)["approx_kl"] > job.target_kl:
-                break
+        if (
+            job.target_kl is not None
+            and epoch + 1 < job.epochs
+            and moved.reduced(learner.device)["approx_kl"] > job.target_kl
+        ):
+            break
     if job.learn:
         learner.take_in(table.obs)
     metrics |= with_effective_share(sums.reduced(learner.device))
@@ -128,8 +131,10 @@ def _table(
     zeros = torch.zeros(int(lengths.sum()), device=device)
     return _Table(
         {name: joined([s.obs[name] for s in strips]) for name in strips[0].obs},
-        *(joined([getattr(s, f) for s in strips]) for f in ("action", "params")),
-        *(joined([getattr(s, f) for s in strips]) for f in ("logp", "value", "reward")),
+        **{
+            name: joined([getattr(s, name) for s in strips])
+            for name in ("action", "params", "logp", "value", "reward")
+        },
         on_policy=torch.from_numpy(job.on_policy[row]).to(device),
         row=torch.from_numpy(row).to(device),
         adv=zeros,
@@ -182,8 +187,7 @@ def _minibatches(job: StripJob, epoch: int, lengths: np.ndarray) -> Iterator[np.
     """Numbers of the steps, or of the strips, of each minibatch of an epoch."""
     whole = np.flatnonzero(lengths) if job.unit == "strip" else np.arange(int(lengths.sum()))
     order = np.random.default_rng(job.key.child("epoch", epoch).seed()).permutation(whole)
-    for part in np.array_split(order, min(job.minibatches, max(1, len(order)))):
-        yield part
+    yield from np.array_split(order, min(job.minibatches, max(1, len(order))))
 
 
 def _update(

@@ -31,9 +31,7 @@ class Visits:
 
 def _hash(parts: list[torch.Tensor]) -> np.ndarray:
     """uint64 `[N]`: bytes times fixed random odd numbers, added up and mixed."""
-    rows = [
-        np.ascontiguousarray(x.cpu().numpy()).reshape(len(x), -1).view(np.uint8) for x in parts
-    ]
+    rows = [np.ascontiguousarray(x.cpu().numpy()).reshape(len(x), -1).view(np.uint8) for x in parts]
     whole = np.concatenate(rows, axis=1)
     rng = np.random.default_rng(0x5EED)
     odd = rng.integers(0, 2**63, whole.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         for part in parts:
             if part.kind == "image" and channels:
                 piece: nn.Module = _Convolutions(part, channels)
-                joined += piece.width  # type: ignore[operator]
+                joined += int(piece.width)  # type: ignore[arg-type]
             elif part.kind == "words":
                 piece = nn.EmbeddingBag(part.high, 32, mode="sum", padding_idx=0)
                 joined += 32
@@ -116,7 +116,10 @@ class _Convolutions(nn.Module):
         layers: list[nn.Module] = []
         before = part.shape[2]
         for size, (kernel, stride) in zip(channels, plans, strict=False):
-            layers += [nn.Conv2d(before, size, kernel, stride, padding=1 if small else 0), nn.ReLU()]
+            layers += [
+                nn.Conv2d(before, size, kernel, stride, padding=1 if small else 0),
+                nn.ReLU(),
+            ]
             before = size
         self.net = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
@@ -153,7 +156,9 @@ class ActorCritic(nn.Module):
         self.policy_encoder = make()
         self.value_encoder = None if shared or memory else make()
         read = memory or self.policy_encoder.width
-        self.memory = nn.GRU(self.policy_encoder.width, memory, batch_first=True) if memory else None
+        self.memory = (
+            nn.GRU(self.policy_encoder.width, memory, batch_first=True) if memory else None
+        )
         gaussian = isinstance(self.distribution, Gaussian)
         out = self.distribution.actions if gaussian else self.distribution.width
         self.policy_head = _layer(read, out, 0.01)
@@ -236,7 +241,9 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
 
     folder = Path(folder)
     if not (folder / "policy.json").is_file():
-        raise ConfigError(f"{str(folder)!r} holds no policy of an environment: no policy.json in it")
+        raise ConfigError(
+            f"{str(folder)!r} holds no policy of an environment: no policy.json in it"
+        )
     said = json.loads((folder / "policy.json").read_text())
     network = registry.build("network", said["network"])
     policy = network(env.observation_space, env.action_space)
@@ -269,7 +276,9 @@ def new_policy(spec: Mapping[str, Any], env: Any, seed: int, folder: Path) -> Pa
         policy = network(env.observation_space, env.action_space)
     beside = folder.with_name(f".{folder.name}")
     beside.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.contiguous() for n, t in policy.state_dict().items()}, beside / "model.safetensors")
+    save_file(
+        {n: t.contiguous() for n, t in policy.state_dict().items()}, beside / "model.safetensors"
+    )
     said = {
         "network": dict(spec),
         "observations": str(env.observation_space),

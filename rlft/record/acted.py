@@ -51,10 +51,9 @@ def acted(groups: Sequence[Group]) -> dict[str, float]:
 
 def samples(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples.jsonl` for the first episodes of a step, those that failed first."""
-    ended = [(g.task.id, m) for g in groups for m in g.members if m.episode is not None]
-    ended.sort(key=lambda pair: pair[1].episode.end != "error")
-    for task, m in ended[:_SAMPLES_A_STEP]:
-        episode = m.episode
+    ended = [(g.task.id, m, m.episode) for g in groups for m in g.members if m.episode is not None]
+    ended.sort(key=lambda found: found[2].end != "error")
+    for task, m, episode in ended[:_SAMPLES_A_STEP]:
         yield {
             "step": step,
             "kind": kind,

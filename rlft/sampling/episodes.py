@@ -9,7 +9,7 @@ does it: seeds and noise come from the work's own key.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -103,7 +103,7 @@ class Block:
     ) -> None:
         self.size, self.choice, self._traces = size, choice, traces
         guarded = [lambda: Guarded(make, traces, timeout, how)] * size
-        self._vec = SyncVectorEnv(guarded, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        self._vec: Any = SyncVectorEnv(guarded, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         self._envs: list[Any] = list(self._vec.envs)
         self.number = 0
         self._state = np.zeros((size, choice.state_size), np.float32) if choice.state_size else None
@@ -181,9 +181,12 @@ class Block:
     def _resume(self, rest: Rest | None, task_of: Callable[[int, int], Task]) -> list[int]:
         """Brings the environments to `rest`, unless they are there; returns each one's episode number."""
         held = self._held
-        if rest is not None and held is not None:
-            if (rest.number, rest.episodes) == (held.number, held.episodes):
-                return list(rest.episodes)  # it still is where it was left
+        if (
+            rest is not None
+            and held is not None
+            and (rest.number, rest.episodes) == (held.number, held.episodes)
+        ):
+            return list(rest.episodes)  # it still is where it was left
         everyone = np.ones(self.size, bool)
         if rest is None:
             self.number = 0
@@ -387,7 +390,7 @@ class _Line:
         self._ahead: list[np.ndarray] = []
         self._obs: list[dict[str, np.ndarray]] = []
         self._state: list[np.ndarray | None] = []
-        self._acts: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+        self._acts: list[tuple[Any, ...]] = []
 
     def see(self, seen: Seen, slot: int) -> None:
         self._obs.append({name: x[slot].copy() for name, x in seen.obs.items()})
@@ -428,5 +431,3 @@ class _Line:
             self._state[0],
             after,
         )  # fmt: skip
-
-

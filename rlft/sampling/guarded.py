@@ -55,7 +55,8 @@ class Guarded(gymnasium.Wrapper):
         self, make: Callable[[], gymnasium.Env], names: tuple[str, ...], timeout: float, how: How
     ) -> None:
         super().__init__(make())
-        self._how, self._info = how, {}
+        self._how = how
+        self._info: Mapping[str, Any] = {}
         self._make, self._names, self._alarm = make, names, Alarm(timeout)
         self.running: Running | None = None
         self._next: Running | Point | None = None

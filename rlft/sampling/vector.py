@@ -144,7 +144,9 @@ class Runner:
         """
         began = time.monotonic()
         block = self._block(-1)
-        starts = [Start(task, key.child(i).seed(63)) for i in range(seeds)]  # as `episodes` has them
+        starts = [
+            Start(task, key.child(i).seed(63)) for i in range(seeds)
+        ]  # as `episodes` has them
         [(roots, states)] = self._drive([block.episodes(starts, keep_states=True)])
         told, strips = _told(roots), _strips(roots)
         branches: list[tuple[int, int, Start]] = []
@@ -161,8 +163,8 @@ class Runner:
                     branches.append((root, after, Start(task, seed, point, state)))
         if branches:
             [(vines, _)] = self._drive([block.episodes([b[2] for b in branches])])
-            for (root, point, _), one, piece in zip(branches, _told(vines), vines, strict=True):
-                told.append(replace(one, slot=one.slot + seeds, root=root, point=point))
+            for (root, after, _), one, piece in zip(branches, _told(vines), vines, strict=True):
+                told.append(replace(one, slot=one.slot + seeds, root=root, point=after))
                 strips.append(piece.strip)
         return (time.monotonic() - began, self._version, told), strips
 
@@ -231,7 +233,9 @@ class Runner:
         if not bool(torch.isfinite(params).all()):
             raise FloatingPointError("the policy's outputs are not finite")
         return Acted(
-            params.cpu().numpy(), value.cpu().numpy(), None if after is None else after.cpu().numpy()
+            params.cpu().numpy(),
+            value.cpu().numpy(),
+            None if after is None else after.cpu().numpy(),
         )
 
 
@@ -269,14 +273,20 @@ def choice_of(policy: ActorCritic, space: spaces.Space, device: torch.device) ->
     @torch.inference_mode()
     def choose(params: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         p = torch.from_numpy(params)
-        drawn = distribution.mode(p) if noise is None else distribution.sample(p, torch.from_numpy(noise))
+        drawn = (
+            distribution.mode(p)
+            if noise is None
+            else distribution.sample(p, torch.from_numpy(noise))
+        )
         return drawn.numpy()
 
     @torch.inference_mode()
     def logp(params: np.ndarray, action: np.ndarray) -> np.ndarray:
         return distribution.logp(torch.from_numpy(params), torch.from_numpy(action)).numpy()
 
-    return Choice(choose, distribution.noise, logp, policy.state_size, functools.partial(to_env, space))
+    return Choice(
+        choose, distribution.noise, logp, policy.state_size, functools.partial(to_env, space)
+    )
 
 
 def to_env(space: spaces.Space, action: np.ndarray) -> np.ndarray:
@@ -295,7 +305,8 @@ def canary_of(space: spaces.Space, count: int = 8) -> dict[str, np.ndarray]:
     drawn = [as_arrays(space.sample()) for _ in range(count)]
     found = {name: np.stack([np.asarray(d[name]) for d in drawn]) for name in drawn[0]}
     return {
-        name: x.clip(-10, 10) if np.issubdtype(x.dtype, np.floating) else x for name, x in found.items()
+        name: x.clip(-10, 10) if np.issubdtype(x.dtype, np.floating) else x
+        for name, x in found.items()
     }
 
 

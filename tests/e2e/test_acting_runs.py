@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_runs import metrics, weights
 
 from rlft.cluster.fleet import Fleet
@@ -15,6 +19,7 @@ from rlft.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+ROOT = Path(__file__).resolve().parents[2]
 BASE = {
     "name": "acting",
     "steps": 4,
@@ -102,11 +107,32 @@ def test_vines_and_a_broken_environment_are_counted(tmp_path):
     assert {len(r["traces"]["room"]) - r["tokens"] for r in rows if r["kind"] == "train"} == {1}
 
 
+def test_a_clone_is_where_reinforce_begins(tmp_path):
+    """The warm start of policies that act; every algorithm that acts is run in this file."""
+    demos = tmp_path / "demos.npz"
+    command = ["-m", "envs.minigrid.demonstrations", str(demos), "configurations=4", "max_steps=20"]
+    subprocess.run([sys.executable, *command, "--episodes", "6"], check=True, cwd=ROOT)
+    clone = {"name": "clone", "path": str(demos), "held_out": 0.5, "minibatches": 2}
+    config = {**BASE, "name": "clone", "algo": clone, "model": MLP, "steps": 2, "eval": {}}
+    (tmp_path / "clone.yaml").write_text(yaml.safe_dump(config))
+    reinforce = {"name": "reinforce", "episodes": 2}
+    warm = {"warm_start": str(tmp_path / "clone.yaml"), "model": {"dtype": "float32"}}
+    run(tmp_path / "run", algo=reinforce, steps=1, **warm)
+    rows = metrics(tmp_path / "run/warm_start")
+    assert rows[1]["loss/nll"] < rows[0]["loss/nll"]
+    assert rows[1]["held_out/loss/nll"] < rows[0]["held_out/loss/nll"]
+    [row] = metrics(tmp_path / "run")
+    assert row["updates"] == 1
+    assert row["episode/count"] == 4
+
+
 def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="trains a policy that writes"):
         run(tmp_path / "a", algo={"name": "grpo"}, model=MLP)
-    with pytest.raises(ConfigError, match="set model.dtype=float32"):
+    with pytest.raises(ConfigError, match=r"set model\.dtype=float32"):
         run(tmp_path / "b", **{**SEGMENTS, "model": {"build": {"name": "mlp"}}})
     with pytest.raises(ConfigError, match="holds no policy"):
-        run(tmp_path / "c", algo=SEGMENTS["algo"], model={"path": str(tmp_path), "dtype": "float32"})
+        run(
+            tmp_path / "c", algo=SEGMENTS["algo"], model={"path": str(tmp_path), "dtype": "float32"}
+        )
     assert not (tmp_path / "a").exists()

@@ -42,7 +42,9 @@ def test_the_worked_case_of_six_sets():
 
 
 def test_members_of_a_set_share_its_score_and_others_have_none():
-    adv, score = polychromic([1, 0.5, 0, 0.25], FOUR, rooms, Drawn([(0, 1), (2, 3)]), size=2, sets=2)
+    adv, score = polychromic(
+        [1, 0.5, 0, 0.25], FOUR, rooms, Drawn([(0, 1), (2, 3)]), size=2, sets=2
+    )
     above = score - score.mean()
     assert adv == pytest.approx([above[0], above[0], above[1], above[1]])
     adv, _ = polychromic([1, 0.5, 0, 0.25], FOUR, rooms, Drawn([(0, 1), (1, 0)]), size=2, sets=2)
@@ -103,7 +105,9 @@ def test_the_number_lies_on_the_first_steps_of_its_vine_and_gae_on_the_rest():
 def test_whitening_keeps_the_two_kinds_apart():
     mask = torch.ones(6, 30, dtype=torch.bool)
     number = torch.tensor([0.1, -0.1, 0.2, -0.2, float("nan"), float("nan")])
-    seen = Seen(mask, 10 * torch.randn(6, 30), torch.randn(6, 30), over=torch.zeros(6), number=number)
+    seen = Seen(
+        mask, 10 * torch.randn(6, 30), torch.randn(6, 30), over=torch.zeros(6), number=number
+    )
     adv, _ = Overlay(GAE(1.0, 0.95, whiten=False), 5, whiten=True)(seen)
     own, rest = adv[:4, :6], torch.cat([adv[:4, 6:].flatten(), adv[4:].flatten()])
     assert float(own.std()) == pytest.approx(1, abs=1e-3)
@@ -124,9 +128,7 @@ def slow_vtrace(reward, value, bootstrap, ratio, gamma, lam, rho, c):
             product *= lam * min(c, ratio[t])
         target.append(total)
     after = [*target[1:], bootstrap]
-    adv = [
-        min(rho, ratio[s]) * (reward[s] + gamma * after[s] - value[s]) for s in range(steps)
-    ]
+    adv = [min(rho, ratio[s]) * (reward[s] + gamma * after[s] - value[s]) for s in range(steps)]
     return adv, target
 
 
@@ -134,7 +136,10 @@ def slow_vtrace(reward, value, bootstrap, ratio, gamma, lam, rho, c):
 def test_vtrace_is_its_sum(lam, rho, c):
     rng = np.random.default_rng(0)
     reward, value, gap = (torch.from_numpy(rng.normal(size=(2, 6))) for _ in range(3))
-    bootstrap, mask = torch.tensor([0.4, 0.0], dtype=torch.float64), torch.ones(2, 6, dtype=torch.bool)
+    bootstrap, mask = (
+        torch.tensor([0.4, 0.0], dtype=torch.float64),
+        torch.ones(2, 6, dtype=torch.bool),
+    )
     mask[1, 4:] = False
     adv, target = vtrace(reward, value, bootstrap, gap, mask, gamma=0.95, lam=lam, rho=rho, c=c)
     for row, length in ((0, 6), (1, 4)):

@@ -130,9 +130,7 @@ def test_entropy_and_kl_are_torchs(kind):
         logp = a.log_prob(action[:, 0])
     else:
         ours = Gaussian(2)
-        a, b = (
-            td.Independent(td.Normal(x[:, :2], x[:, 2:].exp()), 1) for x in (p, q)
-        )
+        a, b = (td.Independent(td.Normal(x[:, :2], x[:, 2:].exp()), 1) for x in (p, q))
         action = torch.randn(6, 2, dtype=torch.float64)
         logp = a.log_prob(action)
     assert torch.allclose(ours.entropy(p), a.entropy())
@@ -228,7 +226,9 @@ def test_only_what_terminated_is_worth_nothing_afterwards():
     assert ends == {"terminated", "truncated", "cut"}
     for p in pieces:
         with torch.no_grad():
-            _, value, _ = policy.act({k: torch.from_numpy(x)[None] for k, x in p.strip.after.items()}, None)
+            _, value, _ = policy.act(
+                {k: torch.from_numpy(x)[None] for k, x in p.strip.after.items()}, None
+            )
         expected = 0.0 if p.end == "terminated" else float(value[0])
         assert p.strip.bootstrap == pytest.approx(expected, abs=1e-5)
         if p.end == "truncated":

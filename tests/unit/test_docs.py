@@ -236,13 +236,19 @@ def test_commands_name_configurations_that_parse(in_root):
 
 SOURCES = (
     "rlft/run.py",
+    "rlft/run_text.py",
+    "rlft/run_control.py",
+    "rlft/acting.py",
     "rlft/collecting.py",
+    "rlft/record/acted.py",
+    "rlft/learning/objective.py",
+    "rlft/learning/strip_fit.py",
     "rlft/record/summary.py",
     "rlft/learning/fit.py",
 )
 LOSSES = (
     *("rlft/losses/surrogate.py", "rlft/losses/corrected.py", "rlft/losses/sapo.py"),
-    *("rlft/losses/critic.py", "rlft/learning/appraisal.py"),
+    *("rlft/losses/critic.py", "rlft/learning/appraisal.py", "algos/polychromic.py"),
 )
 NOT_METRICS = {"before/{}", "{}", "is_weight_squared"}
 
@@ -257,9 +263,11 @@ def produced() -> set[str]:
                 keys = [node.slice]
             elif isinstance(node, ast.Call) and _ends_in(node.func, "add", "over", "largest"):
                 keys = list(node.args[:1])
-            elif isinstance(node, ast.Dict) and file.endswith("summary.py"):
+            elif isinstance(node, ast.Dict) and file.endswith(("summary.py", "acted.py")):
                 keys = list(node.keys)
-            elif isinstance(node, ast.Dict | ast.DictComp) and file.endswith("run.py"):
+            elif isinstance(node, ast.Dict | ast.DictComp) and file.endswith(
+                ("run.py", "run_text.py", "run_control.py")
+            ):
                 keys = list(node.keys) if isinstance(node, ast.Dict) else [node.key]
                 keys = [k for k in keys if isinstance(k, ast.JoinedStr)]
             elif isinstance(node, ast.DictComp):
@@ -286,6 +294,7 @@ def _text(key: ast.expr | None) -> str | None:
 
 
 SAMPLE_KEYS = {
+    *("traces", "seed", "end"),
     *(
         "kind",
         "id",
