@@ -84,7 +84,7 @@ class RewardModel:
         """Bytes by name that the actor holds while it scores a full batch of `longest` tokens each.
 
         The weights are exact; what passes through is one layer's, without a backward pass: per token
-        4 hidden and 3 inner numbers.
+        8 hidden and 3 inner numbers (counted on a Llama).
         """
         import torch
         from transformers import AutoModelForSequenceClassification
@@ -96,7 +96,7 @@ class RewardModel:
         tokens = self.batch_size * min(longest, self.max_length)
         return {
             "reward model": float(size * sum(p.numel() for p in model.parameters())),
-            "batch of rewards": float(size * tokens * (4 * config.hidden_size + 3 * inner)),
+            "batch of rewards": float(size * tokens * (8 * config.hidden_size + 3 * inner)),
         }
 
     async def __call__(self, trajectory: Attempt, task: Task) -> dict[str, float]:
