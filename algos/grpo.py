@@ -21,7 +21,7 @@ from rlft import registry
 from rlft.algo import Algo
 from rlft.config import Natural, Positive
 from rlft.credit.overlong import soft_overlong
-from rlft.credit.reads import Advantage, advantages, reads
+from rlft.credit.reads import Advantage, advantages, members_needed, reads, refuse_small_groups
 from rlft.credit.steps import StepAdvantages
 from rlft.errors import ConfigError
 from rlft.filters import drop_flat, drop_short, drop_truncated, members_of, rewards_of
@@ -70,6 +70,7 @@ class GRPO(Algo):
     def __post_init__(self) -> None:
         # A wrong plug-in or range is an error now, not after the first rollout.
         reads(self.credit())
+        refuse_small_groups(self.credit(), self.group_size)
         policy = self.terms[0].fn
         if self.aggregate is None:
             object.__setattr__(self, "aggregate", getattr(policy, "aggregate", "token"))
@@ -119,8 +120,9 @@ class GRPO(Algo):
         return groups
 
     async def _sampled(self, run, tasks: Sequence[Task], key: Key) -> list[Group]:
-        groups = await run.score(await run.rollout(tasks, n=self.group_size, key=key))
-        groups = drop_short(groups)
+        least = members_needed(self.credit())
+        groups = await run.rollout(tasks, n=self.group_size, key=key)
+        groups = drop_short(await run.score(groups, least), least)
         return drop_flat(groups, self.metric) if self.drop_flat else groups
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:

@@ -24,8 +24,9 @@ from rlft import registry
 from rlft.algo import Algo
 from rlft.config import Positive
 from rlft.losses import NegativeLogLikelihood
-from rlft.paths.rows import Kept, Question, read_questions, write_questions
-from rlft.paths.selection import Check, Distance, Key, added, merge
+from rlft.paths.row_file import RowFile
+from rlft.paths.rows import Kept, Question, read_questions
+from rlft.paths.selection import Check, Distance, Key, added
 from rlft.types import Group, Term, Ticket, Trajectory, WeightUpdate
 
 
@@ -56,14 +57,14 @@ class RFT(Algo):
     def terms(self) -> tuple[Term, ...]:
         return (Term("nll", NegativeLogLikelihood()),)
 
-    def init_state(self) -> dict[str, Question]:
-        """Questions by id, with what is kept of each."""
+    def init_state(self) -> RowFile:
+        """The questions, with what is kept of each."""
         *_, key, distance = self._plugins()
-        questions: dict[str, Question] = {}
+        found = RowFile()
         for path in [self.combine] if isinstance(self.combine, str) else self.combine or []:
             for one in read_questions(path, key):
-                merge(questions, one, distance)
-        return questions
+                found.add(one, distance)
+        return found
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
         """A group a task, also where nothing is right: its demonstrations, then its right answers."""
@@ -87,12 +88,12 @@ class RFT(Algo):
         chosen = []
         for group in groups:
             here, members = self._question(run, group, key, distance)
-            merge(run.state, here, distance)
+            run.state.add(here, distance)
             chosen.append(replace(group, members=members))
-        kept = [len(run.state[g.task.id].kept) for g in groups]
+        kept = [len(run.state.questions[g.task.id].kept) for g in groups]
         paths = sum(kept) / max(1, len(kept))
         run.note({"rft/paths": paths, "rft/none": float(kept.count(0))})
-        run.note({"rft/rows": float(write_questions(run.folder / "rows.jsonl", run.state))})
+        run.note({"rft/rows": float(run.state.write(run.folder / "rows.jsonl"))})
         if not self.online:
             return None
         return run.fit(

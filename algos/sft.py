@@ -2,11 +2,11 @@
 
 Maximum likelihood of the response given the prompt; the prompt itself is not trained on. Chat messages
 go through the model's template, and the response is closed by its end-of-text token. Rows of similar
-length share a micro-batch, up to `learner.token_budget` tokens (rlft/batch.py).
+length share a micro-batch, up to `learner.token_budget` tokens (rlft/batch.py); with `packing` short
+ones also lie behind each other in one sequence, attention kept apart (rlft/packing.py).
 
 The rows are the demonstrations of the environment's tasks or, with `rows`, those of files, such as
-algo `rft` writes; the environment then serves evaluation alone. Left out: rows in one sequence behind
-each other with attention kept apart.
+algo `rft` writes; the environment then serves evaluation alone.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rlft.types import Group, Task, Term, Ticket, WeightUpdate
 @dataclass(frozen=True)
 class SFT(Algo):
     """rows: a file of prompts and responses, or several, in place of the environment's demonstrations;
-    prompt, response: their columns; aggregate: mean over tokens of the batch, or over responses; epochs:
-    passes over each batch."""
+    prompt, response: their columns; aggregate: mean over tokens of the batch, or over responses;
+    packing: short rows share a sequence; epochs: passes over each batch."""
 
     samples: ClassVar[bool] = False
 
@@ -37,6 +37,7 @@ class SFT(Algo):
     prompt: str = "prompt"
     response: str = "response"
     aggregate: Literal["token", "sequence"] = "token"
+    packing: bool = False
     epochs: Positive = 1
     minibatches: Positive = 1
 
@@ -62,7 +63,12 @@ class SFT(Algo):
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
         return run.fit(
-            groups, None, aggregate=self.aggregate, epochs=self.epochs, minibatches=self.minibatches
+            groups,
+            None,
+            aggregate=self.aggregate,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            packed=self.packing,
         )
 
     @cached_property

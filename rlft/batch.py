@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rlft.packing import Packing, pack, sequences_for
 from rlft.seeding import Key
 from rlft.types import Row
 
@@ -40,6 +41,7 @@ def plan(
     epochs: int = 1,
     key: Key | None = None,
     unit: Sequence[int] | None = None,
+    packed: bool = False,
 ) -> tuple[Update, ...]:
     """Returns `epochs x minibatches` updates over rows of `lengths` tokens.
 
@@ -47,7 +49,8 @@ def plan(
     and lie next to each other in the order of their indices. None: every row is on its own.
 
     Rows of similar length share a micro-batch, so little is padded: `rows x longest` stays within
-    `budget` tokens, except that a unit longer than that gets its own. With more than one minibatch the
+    `budget` tokens, except that a unit longer than that gets its own. packed: short rows lie behind each
+    other, and `sequences x longest` stays within it; without `unit`. With more than one minibatch the
     units are shuffled by `key`, differently each epoch. Every row occurs once an epoch.
     Raises ValueError if there are fewer units than minibatches.
     """
@@ -62,7 +65,8 @@ def plan(
                 raise ValueError("minibatches need a key to shuffle by")
             key.child("epoch", epoch).rng().shuffle(order)
         for index in range(minibatches):
-            updates.append(_one_update(order[index::minibatches], lengths, world, budget))
+            part = order[index::minibatches]
+            updates.append(_one_update(part, lengths, world, budget, packed))
     return tuple(updates)
 
 
@@ -76,7 +80,9 @@ def _units(unit: Sequence[int], rows: int) -> list[MicroBatch]:
     return [tuple(m) for m in members.values()]
 
 
-def _one_update(units: list[MicroBatch], lengths: Sequence[int], world: int, budget: int) -> Update:
+def _one_update(
+    units: list[MicroBatch], lengths: Sequence[int], world: int, budget: int, packed: bool
+) -> Update:
     longest = {unit: max(lengths[row] for row in unit) for unit in units}
     # Longest first; ties by index, so that the plan depends on nothing else.
     ordered = sorted(units, key=lambda unit: (-longest[unit], unit))
@@ -85,7 +91,9 @@ def _one_update(units: list[MicroBatch], lengths: Sequence[int], world: int, bud
         fair = min(budget, -(-sum(lengths[row] for unit in units for row in unit) // world))
     micros: list[list[int]] = []
     widest = 0
-    for unit in ordered:
+    if packed:
+        micros = pack([row for [row] in ordered], lengths, budget, fair)
+    for unit in [] if packed else ordered:
         if micros and (len(micros[-1]) + len(unit)) * widest <= fair:
             micros[-1].extend(unit)
         else:
@@ -99,28 +107,62 @@ def _one_update(units: list[MicroBatch], lengths: Sequence[int], world: int, bud
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A padded micro-batch. ids: int64 `[B, L]`; position: int64 `[B, T]`, index into L of each
-    decision; mask: bool `[B, T]`; sample_logp: float32 `[B, T]`, NaN where padded."""
+    """A padded micro-batch. ids: int64 `[B, L]`, packed `[S, L]`; position: int64 `[B, T]`, index into L
+    of each decision; mask: bool `[B, T]`; sample_logp: float32 `[B, T]`, NaN where padded; packing: where
+    packed rows lie."""
 
     ids: torch.Tensor
     position: torch.Tensor
     mask: torch.Tensor
     sample_logp: torch.Tensor
+    packing: Packing | None = None
+
+    def to(self, device: torch.device) -> Inputs:
+        packing = self.packing
+        if packing is not None:
+            packing = Packing(packing.sequence_B.to(device), packing.within_SL.to(device))
+        return Inputs(
+            ids=self.ids.to(device),
+            position=self.position.to(device),
+            mask=self.mask.to(device),
+            sample_logp=self.sample_logp.to(device),
+            packing=packing,
+        )
 
 
-def assemble(rows: Sequence[Row], pad_id: int) -> Inputs:
-    """Pads `rows` on the right to the longest. No rows: one row of padding with nothing to train."""
+def assemble(rows: Sequence[Row], pad_id: int, packed: int = 0) -> Inputs:
+    """Pads `rows` on the right to the longest; packed: the token budget by which they were planned to lie
+    behind each other, 0 if not. No rows: one row of padding with nothing to train."""
     num = max(1, len(rows))
     length = max((len(r.ids) for r in rows), default=2)
     decisions = max((len(r.ids) - r.prompt_len for r in rows), default=1)
-    ids = np.full((num, length), pad_id, np.int64)
+    sequences = sequences_for(length, packed)
+    begins = [sequences.add(i, len(r.ids)) if packed else 0 for i, r in enumerate(rows)]
+    if packed and rows:
+        length = sequences.width - min(sequences.room)
+    place = {row: s for s, held in enumerate(sequences.rows) for row in held}
+    ids = np.full((len(sequences.rows) if packed and rows else num, length), pad_id, np.int64)
+    within = np.tile(np.arange(length), (len(ids), 1))
     position = np.zeros((num, decisions), np.int64)
     mask = np.zeros((num, decisions), bool)
     sample_logp = np.full((num, decisions), np.nan, np.float32)
-    for index, row in enumerate(rows):
-        chosen = len(row.ids) - row.prompt_len
-        ids[index, : len(row.ids)] = row.ids
-        position[index, :chosen] = np.arange(row.prompt_len, len(row.ids))
+    for index, (row, begin) in enumerate(zip(rows, begins, strict=True)):
+        chosen, end = len(row.ids) - row.prompt_len, begin + len(row.ids)
+        at = place.get(index, index)
+        ids[at, begin:end] = row.ids
+        within[at, begin:] = np.arange(length - begin)  # the row that comes next begins anew
+        within[at, end:] = np.arange(length - end)
+        position[index, :chosen] = np.arange(begin + row.prompt_len, end)
         mask[index, :chosen] = True
         sample_logp[index, :chosen] = row.sample_logp
-    return Inputs(*(torch.from_numpy(array) for array in (ids, position, mask, sample_logp)))
+    packing = None
+    if packed and rows:
+        sequence = np.array([place[i] for i in range(num)], np.int64)
+        packing = Packing(torch.from_numpy(sequence), torch.from_numpy(within))
+    return Inputs(
+        ids=torch.from_numpy(ids),
+        position=torch.from_numpy(position),
+        mask=torch.from_numpy(mask),
+        sample_logp=torch.from_numpy(sample_logp),
+        packing=packing,
+    )

@@ -84,10 +84,10 @@ class Collecting:
         self.row["time/perturb_s"] = self.row.get("time/perturb_s", 0.0) + perturbing
         return groups
 
-    async def score(self, groups: Sequence[Group]) -> list[Group]:
+    async def score(self, groups: Sequence[Group], least: int = 2) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
-        it is never a 0; `rewards.on_error: refill` samples others in its place. Raises RewardFailed
-        when too many failed."""
+        it is never a 0; `rewards.on_error: refill` samples others in its place. Groups that are left
+        with fewer than `least` are counted. Raises RewardFailed when too many failed."""
         step = self.step + 1
         self._phase("score", step)
         with self.row.timed("reward"):
@@ -101,7 +101,7 @@ class Collecting:
             self._drew(drawn(groups) - before)
         restarts = self.row.get("reward/restarts", 0) + self._scoring.restarts()
         self._scored.extend(groups)  # an algorithm may score several times in a step
-        self.row.update({**collected(self._scored), "reward/restarts": restarts})
+        self.row.update({**collected(self._scored, least), "reward/restarts": restarts})
         return drop_errors(groups)
 
     async def demos(self, tasks: Sequence[Task]) -> list[Group]:

@@ -26,12 +26,12 @@ def drop_errors(groups: Iterable[Group]) -> list[Group]:
     return kept
 
 
-def drop_short(groups: Iterable[Group]) -> list[Group]:
-    """Groups of two members or more: one whose others failed has nothing to be compared with.
+def drop_short(groups: Iterable[Group], least: int = 2) -> list[Group]:
+    """Groups of `least` members or more: one whose others failed has nothing to be compared with.
 
     Not for methods whose groups are of one member by design.
     """
-    return [g for g in groups if len(g.members) > 1]
+    return [g for g in groups if len(g.members) >= least]
 
 
 def drop_flat(groups: Iterable[Group], part: str | None = None) -> list[Group]:

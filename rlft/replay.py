@@ -82,6 +82,7 @@ class ReplayRun:
         minibatches: int = 1,
         by_token: ByToken = NOTHING,
         together: bool = False,
+        packed: bool = False,
     ) -> WeightUpdate | None:
         """See `Run.fit`."""
         members, unit = members_of(groups)
@@ -93,6 +94,7 @@ class ReplayRun:
             "minibatches": minibatches,
             "by_token": by_token,
             "unit": unit if together else None,
+            "packed": packed,
         }
         job = fit_job(self.cfg, self.algo, self.step, members, adv, self.state, **keys)
         report = self._fit(job, [self._rows[m.row.index] for m in members])

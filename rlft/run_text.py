@@ -79,13 +79,14 @@ class TextRun(Run):
         minibatches: int = 1,
         by_token: ByToken = NOTHING,
         together: bool = False,
+        packed: bool = False,
     ) -> WeightUpdate | None:
         """Takes `epochs x minibatches` optimizer steps on every member of `groups`.
 
         adv: one number per member in order, or for its steps, or None (all 0, for losses that do not
         use it); by_token: how learner ranks make advantages of each token from it; together: members
-        of a group are never split over micro-batches, for losses of pairs. Returns the update to
-        publish, or None if there were no rows or every step was skipped.
+        of a group are never split over micro-batches, for losses of pairs; packed: short rows lie
+        behind each other in one sequence, attention kept apart. Returns the update to publish, or None if there were no rows or every step was skipped.
         """
         members, unit = members_of(groups)
         if not members:
@@ -97,6 +98,7 @@ class TextRun(Run):
             minibatches=minibatches,
             by_token=by_token,
             unit=unit if together else None,
+            packed=packed,
         )
         self._console.phase("learn", self.step + 1)
         began = time.monotonic()

@@ -17,6 +17,7 @@ from rlft.check.memory import (
     learner_need,
     sampler_weights,
     sequences,
+    served_on_host,
     vllm_share,
 )
 from rlft.check.model_shape import ModelShape
@@ -49,13 +50,29 @@ def memory_lines(cfg: Config, shape: ModelShape, hardware: Hardware, reference: 
 
 def _faults(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool, say: Say) -> list:
     if not (cfg.learner.gpus or cfg.sampler.gpus):
-        return list(_on_host(cfg, shape, hardware, reference, say))
+        on_host = _on_host(cfg, shape, hardware, reference, say)
+        return [*on_host, *_rewards_on_gpu(shape, hardware, say)]
     found = []
     if cfg.learner.gpus:
         found += list(_learner_on_gpu(cfg, shape, hardware, reference, say))
     if cfg.sampler.gpus and cfg.sampler.num:
         found += list(_sampler_on_gpu(cfg, shape, hardware, reference, say))
-    return found
+    for name, size in served_on_host(shape).items():
+        say(f"memory of {name}, on the host, estimated: {size / GIB:.1f} GiB")
+    return [*found, *_rewards_on_gpu(shape, hardware, say)]
+
+
+def _rewards_on_gpu(shape: ModelShape, hardware: Hardware, say: Say) -> Iterator[str]:
+    for served in shape.served:
+        if served.gpus:
+            parts = {**served.parts, "overhead": GPU_OVERHEAD}
+            total, have = sum(parts.values()) / GIB, min(1.0, served.gpus) * hardware.gpu_gib
+            say(f"memory of {served.name}, estimated: {total:.1f} of {have:.1f} GiB: {_sum(parts)}")
+            if total > have:
+                yield (
+                    f"{served.name} needs {total:.1f} GiB, and its gpus: {served.gpus:g} are {have:.1f} "
+                    f"GiB (raise gpus; or lower its batch_size, or take dtype: bfloat16)"
+                )
 
 
 def _on_host(

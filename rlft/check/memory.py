@@ -123,9 +123,14 @@ def host_need(cfg: Config, shape: ModelShape, *, reference: bool) -> dict[str, f
     }
     if sampling:
         need[f"{sampling} sampler"] = sampling * (sampler_weights(cfg, shape) + cache + PROCESS)
-    if cfg.rewards.fns:
+    if len(shape.served) < len(cfg.rewards.fns):
         need[f"{cfg.rewards.workers} reward worker"] = cfg.rewards.workers * PROCESS
-    return need
+    return need | served_on_host(shape)
+
+
+def served_on_host(shape: ModelShape) -> dict[str, float]:
+    """Bytes by process of the rewards with a model that have no GPU."""
+    return {s.name: PROCESS + sum(s.parts.values()) for s in shape.served if not s.gpus}
 
 
 def vllm_share(cfg: Config) -> float:

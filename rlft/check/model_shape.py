@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,22 @@ from typing import Any
 from rlft import registry
 from rlft.check.known_models import KNOWN
 from rlft.config import Config, Lora, load_config
+from rlft.rewards.places import places
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A reward in an actor of its own. gpus: of it; parts: bytes by name of what it holds, if it says."""
+
+    name: str
+    gpus: float
+    parts: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """params, trained: counts of all and of trained parameters; kv_width: key heads x head width;
-    critic: whether a critic of the same shape is trained beside it."""
+    critic: whether a critic of the same shape is trained beside it; served: models of rewards."""
 
     params: int
     trained: int
@@ -25,6 +36,7 @@ class ModelShape:
     kv_width: int
     vocabulary: int
     critic: bool = False
+    served: tuple[Served, ...] = ()
 
 
 def model_shape(cfg: Config) -> ModelShape | str:
@@ -59,6 +71,20 @@ def model_shape(cfg: Config) -> ModelShape | str:
         kv_width=width * (getattr(config, "num_key_value_heads", None) or heads),
         vocabulary=config.vocab_size,
     )
+
+
+def served_models(cfg: Config) -> tuple[Served, ...]:
+    """The rewards that live alone, each with what its method `memory(longest)` says: bytes by name, for
+    texts of `longest` tokens."""
+    found = []
+    for place in places(cfg.rewards):
+        if place.own:
+            [spec] = place.rewards.fns
+            reward = registry.build("reward", {"name": spec.fn, **spec.args})
+            memory = getattr(reward, "memory", None)
+            parts = memory(cfg.model.max_length) if memory else {}
+            found.append(Served(place.name, place.gpus, parts))
+    return tuple(found)
 
 
 def _built(cfg: Config) -> Any:

@@ -12,7 +12,7 @@ from rlft.check.as_worker import in_worker
 from rlft.check.fit import memory_lines
 from rlft.check.hardware import Hardware, assumed, present
 from rlft.check.installation import check_installation, check_versions
-from rlft.check.model_shape import model_shape
+from rlft.check.model_shape import model_shape, served_models
 from rlft.check.plugins import check_plugins, plugin_warnings
 from rlft.check.shipping import UPLOAD_LIMIT, amount, shipment, too_large
 from rlft.check.tasks import check_prompts, check_tasks
@@ -120,7 +120,7 @@ def _memory(cfg: Config, algo: Algo, hardware: Hardware) -> list[str]:
     shape = model_shape(cfg)
     if isinstance(shape, str):
         return [f"memory: not estimated, the model is not known here ({shape})"]
-    shape = replace(shape, critic="value" in algo.needs)
+    shape = replace(shape, critic="value" in algo.needs, served=served_models(cfg))
     return memory_lines(cfg, shape, hardware, "ref_logp" in algo.needs)
 
 

@@ -55,6 +55,9 @@ def pass_at_k(
     return adv_B.float()
 
 
+pass_at_k.members_needed = lambda k, baseline, **keys: k + (baseline == "loo")  # type: ignore[attr-defined]
+
+
 def _of_group(reward_N: torch.Tensor, k: int, baseline: str) -> torch.Tensor:
     n = len(reward_N)
     with_N, total = _sums_of_max(reward_N, k)

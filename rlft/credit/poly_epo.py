@@ -70,6 +70,10 @@ def poly_epo(
     return adv_B.float()
 
 
+# The only set of `size` members is above nothing. Read by `rlft.credit.reads.members_needed`.
+poly_epo.members_needed = lambda size, **keys: size + 1  # type: ignore[attr-defined]
+
+
 def set_score(reward_KN: torch.Tensor, cluster_KN: torch.Tensor) -> torch.Tensor:
     """Score `[K]` of each set: mean reward times the share of distinct clusters, 0 for only one."""
     sorted_KN = cluster_KN.sort(dim=1).values

@@ -55,6 +55,30 @@ def reads(advantage: Advantage) -> tuple[str, ...]:
     return names
 
 
+def members_needed(advantage: Advantage) -> int:
+    """The fewest members of a group that `advantage` can tell apart: 2, or what its attribute
+    `members_needed`, a function of its keys, says."""
+    inner = getattr(advantage, "func", advantage)
+    needed = getattr(inner, "members_needed", None)
+    if needed is None:
+        return 2
+    defaults = {n: p.default for n, p in inspect.signature(inner).parameters.items()}
+    return needed(**(defaults | getattr(advantage, "keywords", {})))
+
+
+def refuse_small_groups(advantage: Advantage, group_size: int) -> None:
+    """Raises ConfigError: in groups of `group_size` every advantage would be 0."""
+    least = members_needed(advantage)
+    if group_size < least:
+        keys = getattr(advantage, "keywords", {})
+        given = ", ".join(f"{key}: {value}" for key, value in keys.items()) or "by default"
+        raise ConfigError(
+            f"algo.group_size is {group_size}, but advantage {_name(advantage)} ({given}) needs groups of "
+            f"at least {least}: in smaller ones every advantage is 0. Raise algo.group_size, or lower "
+            f"what the advantage asks of a group."
+        )
+
+
 def advantages(
     advantage: Advantage, groups: Sequence[Group], reward_B: torch.Tensor | None = None
 ) -> torch.Tensor | StepAdvantages:

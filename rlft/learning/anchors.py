@@ -25,7 +25,9 @@ def reference_logp(
 
         def under_disabled_adapter(inputs: Inputs, temperature: float) -> torch.Tensor:
             with torch.no_grad(), learner.policy.without_adapter():
-                out = learner.forward(inputs.ids, inputs.position, inputs.mask, temperature)
+                out = learner.forward(
+                    inputs.ids, inputs.position, inputs.mask, temperature, inputs.packing
+                )
             return out.logp
 
         return under_disabled_adapter
@@ -34,7 +36,7 @@ def reference_logp(
 
     def from_copy(inputs: Inputs, temperature: float) -> torch.Tensor:
         with torch.no_grad():
-            logp, _ = frozen(inputs.ids, inputs.position, inputs.mask, temperature)
+            logp, _ = frozen(inputs.ids, inputs.position, inputs.mask, temperature, inputs.packing)
         return logp
 
     return from_copy

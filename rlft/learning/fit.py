@@ -34,7 +34,8 @@ class FitJob:
     lr: the learning rate of this step; first_epoch: how many updates it takes to see every row once;
     watch: rows whose log-probs are reported token by token; unit: int64 `[rows]`, which rows stay
     together, None: each on its own; learn: False to measure only, without a gradient or a step;
-    credit, steps, critic_lr, critic_only: see `ByToken`.
+    credit, steps, critic_lr, critic_only: see `ByToken`; packed: the budget by which rows
+    lie behind each other, 0 if they do not.
     """
 
     updates: tuple[Update, ...]
@@ -54,6 +55,7 @@ class FitJob:
     steps: tuple[RowSteps, ...] = ()
     critic_lr: float = 0.0
     critic_only: bool = False
+    packed: int = 0
 
     def needs(self, field: str) -> bool:
         """Whether a term, or the credit, reads `field`."""
@@ -101,7 +103,10 @@ def run_fit(
 
     critic: trained by the terms whose module it is; steps: rewards of steps by row.
     """
-    plan = [[_micro(m, rows, pad_id, learner.device) for m in u.ranks[rank]] for u in job.updates]
+    plan = [
+        [_micro(m, rows, pad_id, learner.device, job.packed) for m in u.ranks[rank]]
+        for u in job.updates
+    ]
     _fix_logps(learner, job, plan, reference)
     metrics = {}
     if job.credit is not None:
@@ -157,10 +162,10 @@ def _traces(
             yield TokenTrace(index, ids, row.sample_logp, logp)
 
 
-def _micro(indices: tuple[int, ...], rows: Mapping[int, Row], pad_id: int, device: Any) -> Micro:
-    inputs = assemble([rows[i] for i in indices], pad_id)
-    on_device = Inputs(*(getattr(inputs, f).to(device) for f in Inputs.__slots__))
-    return Micro(indices, on_device)
+def _micro(
+    indices: tuple[int, ...], rows: Mapping[int, Row], pad_id: int, device: Any, packed: int
+) -> Micro:
+    return Micro(indices, assemble([rows[i] for i in indices], pad_id, packed).to(device))
 
 
 def _fix_logps(
@@ -188,7 +193,7 @@ def _fix_logps(
 
 
 def _forward(learner: Learner, inputs: Inputs, temperature: float) -> PolicyOut:
-    return learner.forward(inputs.ids, inputs.position, inputs.mask, temperature)
+    return learner.forward(inputs.ids, inputs.position, inputs.mask, temperature, inputs.packing)
 
 
 def _global_denominator(micros: list[Micro], job: FitJob, learner: Learner) -> float:

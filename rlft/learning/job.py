@@ -36,10 +36,13 @@ def fit_job(
     by_token: ByToken = NOTHING,
     unit: Sequence[int] | None = None,
     learn: bool = True,
+    packed: bool = False,
 ) -> FitJob:
     """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`. state: the
     algorithm's own, which its coefficients may follow; unit: which members stay together; learn: False
     for `Run.measure`.
+
+    packed: short rows lie behind each other in one sequence.
 
     Raises ValueError if `adv` or `by_token.steps` is not one entry per member.
     """
@@ -52,6 +55,8 @@ def fit_job(
         )
     if by_token.steps and len(by_token.steps) != len(members):
         raise ValueError(f"steps of {len(by_token.steps)} rows, expected {len(members)}")
+    if packed and (unit is not None or "value" in algo.needs or "score" in algo.needs):
+        raise ValueError("packed rows are for policies alone: no units, critic or reward model")
     minibatches = min(minibatches, len(members) if unit is None else len(set(unit)))
     on_policy = np.array([m.origin == "policy" for m in members])
     return FitJob(
@@ -63,6 +68,7 @@ def fit_job(
             epochs=epochs,
             key=Key(cfg.seed).child("fit", step),
             unit=unit,
+            packed=packed,
         ),
         adv=adv_B,
         on_policy=on_policy,
@@ -80,4 +86,5 @@ def fit_job(
         watch=tuple(int(i) for i in np.flatnonzero(on_policy)[: cfg.record.tokens]),
         unit=None if unit is None else np.asarray(unit, np.int64),
         learn=learn,
+        packed=cfg.learner.token_budget if packed else 0,
     )

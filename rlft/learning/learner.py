@@ -19,6 +19,7 @@ import torch.distributed as dist
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.learning.optimizer import guard
+from rlft.packing import Packing
 from rlft.policy.lm import LMPolicy
 from rlft.types import PolicyOut
 
@@ -161,10 +162,16 @@ class Learner(Trained):
         return self.engine.module
 
     def forward(
-        self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, temperature: float
+        self,
+        ids: torch.Tensor,
+        position: torch.Tensor,
+        mask: torch.Tensor,
+        temperature: float,
+        packing: Packing | None = None,
     ) -> PolicyOut:
         """What the current policy says of the actions; see `LMPolicy` and `RewardModelPolicy`."""
-        logp, entropy, *score = self.engine(ids, position, mask, temperature)
+        more = () if packing is None else (packing,)
+        logp, entropy, *score = self.engine(ids, position, mask, temperature, *more)
         return PolicyOut(logp, entropy, score=score[0] if score else None)
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

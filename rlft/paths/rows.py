@@ -50,11 +50,14 @@ def rows_of(question: Question) -> Iterator[dict[str, Any]]:
         yield {**same, "response": one.text, "origin": "sample", "key": one.key, **source}
 
 
+def lines_of(question: Question) -> Iterator[str]:
+    """The question's rows as lines of the file."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(question))
+
+
 def write_questions(path: Path, questions: Mapping[str, Question]) -> int:
     """Writes all rows, in one piece; returns how many."""
-    lines = [
-        json.dumps(row, ensure_ascii=False) + "\n" for q in questions.values() for row in rows_of(q)
-    ]
+    lines = [line for question in questions.values() for line in lines_of(question)]
     beside = path.with_name(f".{path.name}")
     beside.write_text("".join(lines), "utf-8")
     beside.replace(path)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rlft.errors import ConfigError
+from rlft.packing import Packing
 from rlft.policy.head import LogProbHead
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class LMPolicy(nn.Module):
     """`forward(ids [B, L], position [B, T], mask [B, T])` returns (logp, entropy), float32 `[B, T]`.
 
     position: index into L of each decision's token; its distribution is read at the token before.
+    packing: ids are `[S, L]`, and rows lie where it says.
     """
 
     def __init__(self, lm: nn.Module) -> None:
@@ -37,17 +39,24 @@ class LMPolicy(nn.Module):
         position_BT: torch.Tensor,
         mask_BT: torch.Tensor,
         temperature: float = 1.0,
+        packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         causal = self.causal_lm()
         choose_attention(causal, ids_BL)
-        hidden_BLH = causal.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        keys: dict[str, Any] = {"input_ids": ids_BL, "use_cache": False}
+        if packing is not None:
+            refuse_mixing(causal.config)
+            # Where places begin anew transformers keeps attention apart (find_packed_sequence_indices).
+            keys["position_ids"] = packing.within_SL
+        hidden_BLH = causal.get_decoder()(**keys).last_hidden_state
         row, column = mask_BT.nonzero(as_tuple=True)
         if row.numel() == 0:
             # A padding micro-batch still runs every layer: under ZeRO-3 each is a collective.
             row = column = torch.zeros(1, dtype=torch.int64, device=ids_BL.device)
         at = position_BT[row, column]
-        hidden_NH = hidden_BLH[row, (at - 1).clamp_min(0)]
-        logp_N, entropy_N = causal.lm_head(hidden_NH, ids_BL[row, at], temperature)
+        sequence = row if packing is None else packing.sequence_B[row]
+        hidden_NH = hidden_BLH[sequence, (at - 1).clamp_min(0)]
+        logp_N, entropy_N = causal.lm_head(hidden_NH, ids_BL[sequence, at], temperature)
         blank = torch.zeros(mask_BT.shape, dtype=torch.float32, device=ids_BL.device)
         # A plain pair: ZeRO-3 walks outputs to hook their gradients, and knows no dataclass.
         return blank.index_put((row, column), logp_N), blank.index_put((row, column), entropy_N)
@@ -65,6 +74,21 @@ class LMPolicy(nn.Module):
 
     def describe(self, folder: Path) -> None:
         """Adds to a saved model what differs from the folder that it started from: nothing here."""
+
+
+_APART = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layers whose mask keeps packed rows apart. State that runs along a sequence would leak."""
+
+
+def refuse_mixing(config: Any) -> None:
+    """Raises ConfigError: a model whose layers carry state from one packed row into the next."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - _APART
+    recurrent = [n for n in ("mamba", "rwkv", "jamba", "zamba", "bamba") if n in config.model_type]
+    if kinds or recurrent:
+        raise ConfigError(
+            f"model {config.model_type}: its layers ({', '.join(sorted(kinds) or recurrent)}) carry state "
+            f"along a sequence, so rows behind each other would mix; set algo.packing=false"
+        )
 
 
 _SHORT = 512

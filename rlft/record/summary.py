@@ -24,8 +24,10 @@ def success(result: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in named.items() if name not in bookkeeping}
 
 
-def collected(groups: Sequence[Group]) -> dict[str, float]:
+def collected(groups: Sequence[Group], least: int = 2) -> dict[str, float]:
     """Rewards, tokens and shares of what a step collected, before anything is filtered.
+
+    least: members that a group needs; what failed rewards left smaller is counted as short.
 
     Of answers that the policy chose whole: what was given to it (origin `demo` or `mixed`) would
     flatter every mean, so its reward has a name of its own.
@@ -40,7 +42,7 @@ def collected(groups: Sequence[Group]) -> dict[str, float]:
         "reward/calls": sum(m.outcome is not None for m in members),
         "groups": len(groups),
         "groups/flat": sum(len(set(g.rewards)) <= 1 for g in groups) / max(1, len(groups)),
-        "groups/short": sum(len(g.members) > 1 >= len(g.rewards) for g in groups),
+        "groups/short": sum(len(g.members) >= least > len(g.rewards) for g in groups),
         "tokens/prompt": sum(m.prompt_len for m in members),
         "tokens/completion": sampled,
         "completion/mean_tokens": tokens / max(1, len(own)),

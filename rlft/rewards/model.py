@@ -80,6 +80,25 @@ class RewardModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = model.to(device).eval().requires_grad_(False)
 
+    def memory(self, longest: int) -> dict[str, float]:
+        """Bytes by name that the actor holds while it scores a full batch of `longest` tokens each.
+
+        The weights are exact; what passes through is one layer's, without a backward pass: per token
+        8 hidden and 3 inner numbers (counted on a Llama).
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(self._config)
+        config, size = model.config, 4 if self.dtype == "float32" else 2
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        tokens = self.batch_size * min(longest, self.max_length)
+        return {
+            "reward model": float(size * sum(p.numel() for p in model.parameters())),
+            "batch of rewards": float(size * tokens * (8 * config.hidden_size + 3 * inner)),
+        }
+
     async def __call__(self, trajectory: Attempt, task: Task) -> dict[str, float]:
         """Raises Invalid: more tokens than the model can take."""
         inputs = self.encoded(trajectory, task)

@@ -1,5 +1,8 @@
 """PPO with its critic, and process supervision, through the whole runtime."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from small_runs import metrics, run, weights
@@ -27,7 +30,7 @@ PPO_KEYS = {
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, ray_cluster, tiny_model):
     folder = tmp_path_factory.mktemp("ppo") / "whole"
-    run(folder, tiny_model, steps=4, save__every=2, algo=PPO_KEYS)
+    run(folder, tiny_model, steps=4, save__every=2, algo=PPO_KEYS, record={"bundles": [1, 3]})
     return folder
 
 
@@ -46,6 +49,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one_critic_included(
         torch.load(f / part, weights_only=False)["module"] for f in (folder, uninterrupted)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [1, 3], ids=["critic alone", "both"])
+def test_a_step_is_replayed_with_its_critic(uninterrupted, step):
+    # In a process of its own, as a user replays (tests/e2e/test_records.py says why).
+    bundle = uninterrupted / f"bundles/step_{step:06d}"
+    assert (bundle / "critic_state").is_dir()
+    command = [sys.executable, "-m", "rlft", "replay", str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert "numbers are the same, bit for bit" in done.stdout, done.stdout + done.stderr
+    shown = {words[0] for line in done.stdout.splitlines() if (words := line.split())}
+    assert {"loss/value", "value/explained_variance"} <= shown
+    assert ("loss/policy" in shown) == (step == 3)
+    changed = [*command, "algo.lam=0.5"]
+    done = subprocess.run(changed, capture_output=True, text=True, timeout=200)
+    assert "numbers differ" in done.stdout, done.stdout + done.stderr
 
 
 def test_while_the_critic_warms_up_the_policy_stays(uninterrupted):

@@ -4,6 +4,7 @@ and folders that cannot serve are refused."""
 import json
 import pickle
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from envs.addition import build_model
 from rlft.batch import assemble
-from rlft.config import Model, Rewards
+from rlft.check.model_shape import served_models
+from rlft.config import Model, Rewards, parse_config
 from rlft.errors import ConfigError, PluginError
 from rlft.policy.reward_model import load_reward_model
 from rlft.policy.text import Text
@@ -155,3 +157,44 @@ def test_training_refuses_a_classifier_and_lora(folder, tmp_path):
         load_reward_model(several, Model(path=str(several)), pad_id=0, seed=0)
     with pytest.raises(ConfigError, match=r"remove model.lora"):
         load_reward_model(folder, Model(path=str(folder), lora={}), pad_id=0, seed=0)
+
+
+def test_the_check_counts_the_weights_that_are_served(folder):
+    one = {"fn": "reward_model", "args": {"path": str(folder), "batch_size": 4}}
+    tree = {"name": "m", "steps": 1, "tasks_per_step": 1, "algo": "grpo", "env": "addition"}
+    tree |= {
+        "model": {"path": "m", "max_length": 32},
+        "sampler": {"max_tokens": 8},
+        "rewards": {"fns": [one]},
+    }
+    [served] = served_models(parse_config(tree, "here"))
+    model = LlamaForSequenceClassification.from_pretrained(folder)
+    actual = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert (served.name, served.gpus) == ("reward actor reward_model", 0.0)
+    assert served.parts["reward model"] == actual
+    # The largest tensors that are alive at once in a forward: of one layer, for 4 x 32 tokens.
+    assert served.parts["batch of rewards"] == pytest.approx(peak(model, 4, 32), rel=0.05)
+
+
+def peak(model, rows, tokens):
+    """Bytes of activations that are alive at once in a forward without gradients."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    alive, most = [], 0
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal most
+            out = func(*args, **(kwargs or {}))
+            made = out if isinstance(out, tuple | list) else [out]
+            alive[:] = [ref for ref in alive if ref() is not None]
+            alive.extend(weakref.ref(t) for t in made if isinstance(t, torch.Tensor))
+            storages = [t.untyped_storage() for ref in alive if (t := ref()) is not None]
+            held = {s.data_ptr(): s.nbytes() for s in storages}
+            most = max(most, sum(n for place, n in held.items() if place not in own))
+            return out
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.inference_mode(), Counting():
+        model(torch.zeros(rows, tokens, dtype=torch.int64))
+    return most

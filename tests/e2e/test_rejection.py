@@ -57,6 +57,19 @@ def test_the_base_model_is_trained_on_the_rows(sampled, tmp_path, tiny_model):
     assert chain.total["tokens/sampled"] == sum(r["tokens/sampled"] for r in metrics(sampled))
 
 
+@pytest.mark.long
+def test_packed_rows_teach_what_rows_alone_do_on_two_ranks(sampled, tmp_path, tiny_model):
+    losses, trained = [], []
+    for packing in (False, True):
+        algo = {"name": "sft", "rows": str(sampled / "rows.jsonl"), "packing": packing}
+        ranks = {"learner__num": 2, "learner__zero_stage": 1}
+        run(tmp_path / str(packing), tiny_model, steps=2, algo=algo, tasks_per_step=8, **ranks)
+        losses.append([r["loss/nll"] for r in metrics(tmp_path / str(packing))])
+        trained.append(weights(tmp_path / str(packing), 2))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert all((trained[0][k] - v).abs().max() < 1e-4 for k, v in trained[1].items())
+
+
 def weights_of(folder: Path):
     from safetensors.torch import load_file
 

@@ -1,14 +1,15 @@
 """What `rlft check` computes: the equation of a step, hardware, memory and advice, and what is refused."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from algos.grpo import GRPO
 from rlft.check.fit import memory_lines
 from rlft.check.hardware import assumed
-from rlft.check.memory import activations, kv_bytes, learner_need
-from rlft.check.model_shape import ModelShape, model_shape
+from rlft.check.memory import PROCESS, activations, host_need, kv_bytes, learner_need
+from rlft.check.model_shape import ModelShape, Served, model_shape
 from rlft.check.plugins import check_plugins
 from rlft.check.report import arithmetic, report
 from rlft.config import Config, parse_config
@@ -174,6 +175,30 @@ def test_colocated_engines_and_learners_share_a_gpu_and_apart_they_do_not():
 def test_a_reference_model_costs_its_weights():
     with_it = learner_need(gpus(1), SEVEN_B, reference=True).idle
     assert with_it - learner_need(gpus(1), SEVEN_B, reference=False).idle == 2 * SEVEN_B.params
+
+
+def test_a_reward_s_model_is_counted_where_it_is_served():
+    held = {"reward model": 15.2e9, "batch of rewards": 1e9}
+    alone = {"rewards": {"fns": [{"fn": "reward_model", "args": {"path": "rm"}}]}}
+
+    def lines(gpus_of_reward, cfg, hardware="8xH100", **more):
+        served = (Served("reward actor rm", gpus_of_reward, held | more),)
+        shape = replace(SEVEN_B, params=10**8, trained=10**8, served=served)
+        return memory_lines(cfg, shape, assumed(hardware, cfg), False)
+
+    without = host_need(config(), SEVEN_B, reference=False)
+    shape = replace(SEVEN_B, served=(Served("reward actor rm", 0, held),))
+    assert host_need(config(**alone), shape, reference=False) == {
+        **{k: v for k, v in without.items() if k != "1 reward worker"},
+        "reward actor rm": PROCESS + 16.2e9,
+    }
+    cfg = gpus(1, **alone, cluster={"placement": "disaggregated"})
+    assert "memory of reward actor rm, on the host, estimated: 15.9 GiB" in lines(0, cfg)
+    assert any("reward actor rm, estimated: 16.6 of 79.6 GiB" in line for line in lines(1, cfg))
+    with pytest.raises(
+        ResourceError, match=r"rm needs 16\.6 GiB, and its gpus: 0\.5 are 12\.0 GiB"
+    ):
+        lines(0.5, cfg, "8x24GiB")
 
 
 def test_nothing_helps_a_model_that_is_far_too_large():

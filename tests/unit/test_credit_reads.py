@@ -16,6 +16,7 @@ from rlft.credit.reads import advantages, reads
 from rlft.credit.steps import StepAdvantages
 from rlft.errors import ConfigError, PluginError
 from rlft.filters import drop_flat, drop_truncated
+from rlft.record.summary import collected
 from rlft.schedule import AdaptiveKL, value_at
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
@@ -131,7 +132,7 @@ class FakeRun:
         self.keys.append(key)
         return [Group(t, tuple(member(f"{t.id}.{i}") for i in range(n))) for t in tasks]
 
-    async def score(self, groups):
+    async def score(self, groups, least=2):
         scored = []
         for g in groups:
             spread = 0 if self.flat(int(g.task.id)) else 1
@@ -153,6 +154,36 @@ def stream(num: int = 200) -> TaskStream:
 
 def collect(algo: GRPO, run: FakeRun, index: int = 0) -> list[Group]:
     return asyncio.run(algo.collect(run, stream().ticket(index)))
+
+
+@pytest.mark.parametrize(
+    "advantage, size, least",
+    [
+        ({"name": "poly_epo", "size": 3}, 3, 4),
+        ("poly_epo", 4, 5),
+        ({"name": "pass_at_k", "k": 3}, 2, 3),
+        ({"name": "pass_at_k", "k": 3, "baseline": "loo"}, 3, 4),
+    ],
+)
+def test_a_group_that_could_only_get_zeros_is_refused(advantage, size, least) -> None:
+    with pytest.raises(ConfigError, match=rf"group_size is {size}.*at least {least}.*Raise"):
+        GRPO(group_size=size, advantage=advantage)
+    assert GRPO(group_size=least, advantage=advantage)
+
+
+def test_a_group_that_failed_rewards_made_too_small_is_counted_and_dropped() -> None:
+    class Failing(FakeRun):
+        async def score(self, groups, least=2):
+            first, *others = await super().score(groups)
+            none = [replace(m, outcome=Outcome("error", None)) for m in first.members[:2]]
+            short = replace(first, members=(*none, *first.members[2:]))
+            self.counted = collected([short, *others], least)["groups/short"]
+            return [replace(first, members=first.members[2:]), *others]
+
+    run = Failing(flat=lambda number: False)
+    groups = collect(GRPO(group_size=4, advantage={"name": "poly_epo", "size": 2}), run)
+    assert run.counted == 1
+    assert len(groups) == 7 and {len(g.members) for g in groups} == {4}
 
 
 def test_refill_replaces_flat_groups_until_the_batch_is_full() -> None:

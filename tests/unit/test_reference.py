@@ -271,7 +271,7 @@ class FakeRun:
             groups.append(Group(task, tuple(member(o, None) for o in origins)))
         return groups
 
-    async def score(self, groups):
+    async def score(self, groups, least=2):
         scored = []
         for g in groups:
             values = iter(self.rewards)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +112,77 @@ def test_a_question_that_comes_again_adds_new_paths_only(tmp_path):
     run.answers = {"a": [("later " + ONE,), ("<<0+2=2>>",)]}
     turn(algo, run, task("a"), index=1)
     assert [r["response"] for r in rows(run)] == [ONE, OTHER, "<<0+2=2>>"]
+
+
+def test_a_step_appends_and_writes_nothing_again(tmp_path):
+    algo = RFT(distance=None)
+    run = Run(tmp_path, {name: [(ONE,)] for name in "abc"}, algo)
+    turn(algo, run, task("a"))
+    file = tmp_path / "rows.jsonl"
+    inode, first = file.stat().st_ino, file.read_bytes()
+    turn(algo, run, task("b"), task("c"), index=1)
+    turn(algo, run, task("a"), index=2)  # again, and nothing new
+    assert file.stat().st_ino == inode, "written in its place"
+    assert file.read_bytes().startswith(first)
+    assert [r["question"] for r in rows(run)] == ["a", "b", "c"]
+    assert run.noted["rft/rows"] == 3
+
+
+@pytest.mark.parametrize("left", ["ahead", "torn", "gone"])
+def test_a_resumed_run_neither_loses_nor_repeats_a_row(tmp_path, left):
+    """Whatever the interrupted run left of the steps after its checkpoint."""
+    algo = RFT(distance=None)
+    answers = {name: [(ONE,), (OTHER,)] for name in "abc"}
+    whole, cut = (Run(tmp_path / name, answers, algo) for name in ("whole", "cut"))
+    for run in (whole, cut):
+        run.folder.mkdir()
+        turn(algo, run, task("a", "gold"))
+    saved = pickle.dumps(cut.state)
+    for run in (whole, cut):
+        turn(algo, run, task("b", "gold"), index=1)
+    file = tmp_path / "cut/rows.jsonl"
+    if left == "torn":
+        os.truncate(file, file.stat().st_size - 7)
+    elif left == "gone":
+        file.unlink()
+    cut.state = pickle.loads(saved)
+    turn(algo, cut, task("b", "gold"), index=1)
+    for run in (whole, cut):
+        turn(algo, run, task("c", "gold"), index=2)
+    assert rows(cut) == rows(whole) and len(rows(cut)) == 9
+    assert cut.noted["rft/rows"] == 9
+
+
+def test_a_disk_that_is_full_leaves_whole_rows(tmp_path, monkeypatch):
+    algo = RFT(distance=None)
+    run = Run(tmp_path, {name: [(ONE,)] for name in "ab"}, algo)
+    turn(algo, run, task("a"))
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    real = Path.open
+
+    def full(path, *args, **keys):
+        stream = real(path, *args, **keys)
+        write = stream.write
+
+        class Full:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                stream.close()
+
+            def write(self, data):
+                if len(data) <= 9:
+                    raise OSError(28, "No space left on device")
+                return write(bytes(data)[:-9])
+
+        return Full()
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        turn(algo, run, task("b"), index=1)
+    monkeypatch.undo()
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
 
 
 def test_other_runs_are_combined(tmp_path):
