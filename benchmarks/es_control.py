@@ -70,7 +70,7 @@ class ControlRun:
         for index, member in members.items():
             blend(self._weights, self.master, [member], drawing)
             for place, (total, steps) in enumerate(self.episodes([t.target for t in tasks])):
-                columns[place].append(_trajectory(tasks[place], index, total, steps))
+                columns[place].append(trajectory(tasks[place], index, total, steps))
         blend(self._weights, self.master, [], drawing)
         return [Group(t, tuple(c)) for t, c in zip(tasks, columns, strict=True)]
 
@@ -110,7 +110,7 @@ class ControlRun:
         return self._envs[index]
 
 
-def _trajectory(task: Task, member: int, total: float, steps: int) -> Trajectory:
+def trajectory(task: Task, member: int, total: float, steps: int) -> Trajectory:
     name = f"{task.id}.{member}"
     outcome = Outcome("value", total)
     made = Trajectory(name, task.id, "policy", "", 0, steps, (0, 0), False, RowRef(None, 0))

@@ -42,6 +42,11 @@ class TransformersEngine:
         )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = loaded.to(self._device).eval().requires_grad_(False)
+        # The last position of each row is a slice that is not contiguous; handed as it is, torch would
+        # copy the whole output head once a row (7 GB for 128 rows of SmolLM2).
+        self._model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, args: (args[0].contiguous(),)
+        )
         self._max_batch = max_batch
         self._finished, self._asked = 0, 0
         self._row_noise: RowNoise | None = None
