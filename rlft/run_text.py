@@ -86,7 +86,8 @@ class TextRun(Run):
         adv: one number per member in order, or for its steps, or None (all 0, for losses that do not
         use it); by_token: how learner ranks make advantages of each token from it; together: members
         of a group are never split over micro-batches, for losses of pairs; packed: short rows lie
-        behind each other in one sequence, attention kept apart. Returns the update to publish, or None if there were no rows or every step was skipped.
+        behind each other in one sequence, attention kept apart. Returns the update to publish, or None
+        if there were no rows or every step was skipped.
         """
         members, unit = members_of(groups)
         if not members:
