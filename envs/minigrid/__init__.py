@@ -6,6 +6,7 @@ actions of at most `H`, else 0. MiniGrid's own takes 0.9 off.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,7 @@ class MiniGrid:
     `other_room` evaluates from another room of the same level (generalisation). time_penalty: what a
     success at the last step loses; null leaves the level's own reward.
     rooms: `paper` divides positions by the room's size, `walls` goes by where BabyAI's walls are.
+    fast_view: compute the same view by tables (view.py); false: by MiniGrid's own code, much slower.
     seed: picks the starts, not the run's seed.
     """
 
@@ -45,6 +47,7 @@ class MiniGrid:
     mission_length: int | None = None
     words: tuple[str, ...] = ()
     rooms: Literal["paper", "walls"] = "paper"
+    fast_view: bool = True
     snapshots: Literal["copy", "replay", "none"] = "copy"
     train_size: int = 1_000_000
     held_out_size: int = 100
@@ -94,6 +97,8 @@ class MiniGrid:
             time_penalty=self.time_penalty,
             num_actions=self.actions,
             walls=self.rooms == "walls",
+            fast_view=self.fast_view,
+            starts=None if self.configurations is None else _kept_starts(self),
             vocabulary=Vocabulary(self.mission_length or _length(level), self.words),
         )
 
@@ -117,6 +122,12 @@ class MiniGrid:
                 f"BabyAI; use `env: {{name: gym, id: {self.id}}}`"
             )
         return level
+
+
+@functools.cache
+def _kept_starts(recipe: MiniGrid) -> dict[Any, Any]:
+    """One for all environments of a recipe in a process: there are few starts, and they come again."""
+    return {}
 
 
 def _length(level: Any) -> int:

@@ -16,8 +16,10 @@ from envs.minigrid.rooms import (
     position_table,
     room_table,
 )
+from envs.minigrid.view import quick
 from envs.minigrid.words import Vocabulary
 from rlft.errors import ConfigError
+from rlft.sampling.snapshot import Course, Snapshot, restore, take
 
 HIGHEST = 10
 """Of a cell's three numbers: object type (0 to 10), colour (0 to 5), state (0 to 3)."""
@@ -28,7 +30,9 @@ class Level(gymnasium.Wrapper):
 
     flat: observe uint8 `[147]`, else a Dict of image `[7, 7, 3]`, direction and mission; time_penalty:
     a success is worth `1 - time_penalty * step_count / max_steps`, anything else 0; None: the level's
-    own reward. num_actions: the first so many of the seven; walls: see `rooms.pitch`.
+    own reward. num_actions: the first so many of the seven; walls: see `rooms.pitch`;
+    fast_view: see `view.quick`. starts: where to keep the levels of starts that come again, and to find
+    them: restoring one is exact and many times faster than drawing it.
 
     It holds no state: what changes is the level's own, and the clock of the reward is its step_count.
     """
@@ -44,9 +48,14 @@ class Level(gymnasium.Wrapper):
         num_actions: int,
         walls: bool,
         vocabulary: Vocabulary,
+        fast_view: bool = True,
+        starts: dict[Any, Snapshot] | None = None,
     ) -> None:
         super().__init__(level)
         _be_quiet()
+        if fast_view:
+            quick(level)
+        self._starts = starts
         self._flat, self._penalty, self._vocabulary = flat, time_penalty, vocabulary
         self._pitch = pitch(level, walls)
         self._position, self._room = position_table(level), room_table(level, self._pitch)
@@ -67,6 +76,16 @@ class Level(gymnasium.Wrapper):
 
         Raises ConfigError: other options, or a level with only one room.
         """
+        if self._starts is None or seed is None:
+            return self._drawn(seed, options)
+        start = (seed, *(options or {}).items())
+        if start in self._starts:
+            return restore(self, self._starts[start])
+        observation, info = self._drawn(seed, options)
+        self._starts[start] = take(self, Course(seed, options, (), observation, info))
+        return observation, info
+
+    def _drawn(self, seed: int | None, options: dict[str, Any] | None) -> Any:
         level = self.env
         raw, _ = level.reset(seed=seed)
         if options:

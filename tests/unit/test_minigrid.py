@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from envs.minigrid.rooms import clear_directions, reachable
+from envs.minigrid.view import quick
 from envs.minigrid.words import WORDS, Vocabulary
 from rlft import registry
 from rlft.errors import ConfigError, DataError
+from rlft.sampling.snapshot import same
 from rlft.sampling.spaces import check_spaces
 
 RIGHT, FORWARD = 1, 2
@@ -145,6 +147,55 @@ def test_fewer_actions():
     assert build(actions=3).make().action_space.n == 3
 
 
+LEVELS = (
+    "MiniGrid-FourRooms-v0",
+    "MiniGrid-KeyCorridorS3R2-v0",
+    "MiniGrid-Dynamic-Obstacles-6x6-v0",
+    "MiniGrid-ObstructedMaze-1Dlhb-v0",
+    "MiniGrid-Playground-v0",
+    "BabyAI-BossLevel-v0",
+    "BabyAI-UnlockToUnlock-v0",
+)
+
+
+@pytest.mark.parametrize("size, through", [(7, False), (7, True), (3, False)])
+def test_the_fast_view_is_minigrid_s_number_for_number(size, through):
+    rng = np.random.default_rng(size)
+    for id in LEVELS:
+        quickly, slowly = (gymnasium.make(id, disable_env_checker=True).unwrapped for _ in range(2))
+        assert quick(quickly)
+        for level in (quickly, slowly):
+            level.see_through_walls, level.agent_view_size = through, size
+        seen, expected = quickly.reset(seed=1)[0], slowly.reset(seed=1)[0]
+        for _ in range(60):
+            assert seen["image"].dtype == expected["image"].dtype
+            assert np.array_equal(seen["image"], expected["image"]), id
+            assert (seen["direction"], seen["mission"]) == (
+                expected["direction"],
+                expected["mission"],
+            )
+            action = int(rng.choice([0, 1, 2, 2, 3, 4, 5, 5]))
+            if action >= slowly.action_space.n:
+                action = 2
+            seen, _, terminated, truncated, _ = quickly.step(action)
+            expected, *_ = slowly.step(action)
+            if terminated or truncated:
+                break
+
+
+def test_a_level_with_an_observation_of_its_own_keeps_it():
+    class Own(type(gymnasium.make("MiniGrid-Empty-5x5-v0").unwrapped)):
+        def gen_obs(self):
+            return {**super().gen_obs(), "direction": 3}
+
+    level = Own(size=5)
+    assert not quick(level)
+    assert level.reset(seed=0)[0]["direction"] == 3
+    assert not quick(gymnasium.make("MiniGrid-Empty-5x5-v0", agent_view_size=9).unwrapped)
+    slow = build(fast_view=False).make().unwrapped
+    assert type(slow).__module__.startswith("minigrid.")
+
+
 # -- missions ------------------------------------------------------------------------------------
 
 
@@ -200,6 +251,29 @@ def test_fixed_configurations_are_for_training_and_evaluation():
     fresh = build()
     assert len(fresh.train()) == 1_000_000
     assert fresh.train()[0].info["seed"] >= 10**6 > fresh.held_out()[-1].info["seed"]
+
+
+def test_a_start_that_comes_again_is_the_same_and_is_not_drawn_again():
+    recipe = build(id="BabyAI-PickupLoc-v0", view="dict", configurations=4, seed=3)
+    fresh = build(id="BabyAI-PickupLoc-v0", view="dict")
+    env, other, plain = recipe.make(), recipe.make(), fresh.make()
+    for _ in range(2):
+        for one in (env, other):
+            for task in recipe.train():
+                start = task.info["seed"]
+                assert same(one.reset(seed=start), plain.reset(seed=start))
+                for action in np.random.default_rng(start).integers(0, 7, 15):
+                    answer = one.step(action)
+                    assert same(answer, plain.step(action))
+                    if answer[2] or answer[3]:
+                        break
+                assert same(
+                    one.unwrapped.np_random.bit_generator.state,
+                    plain.unwrapped.np_random.bit_generator.state,
+                )
+    assert len(env._starts) == 4
+    assert env._starts is other._starts
+    assert plain._starts is None
 
 
 @pytest.mark.parametrize("id", ["MiniGrid-FourRooms-v0", "BabyAI-GoTo-v0"])
