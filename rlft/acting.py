@@ -14,7 +14,8 @@ from typing import Any
 from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
-from rlft.record.acted import acted, samples
+from rlft.errors import EpisodesFailed
+from rlft.record.acted import acted, episodes_of, samples
 from rlft.record.metrics import StepRow
 from rlft.record.records import Records
 from rlft.sampling.episodes import Start
@@ -193,7 +194,18 @@ class Acting:
         self.row.update(acted(groups))
         for row in samples(groups, self.step + 1, "train"):
             self._records.sample(row)
+        self._stop_if_too_many_failed(groups)
         return groups
+
+    def _stop_if_too_many_failed(self, groups: list[Group]) -> None:
+        share, limit = self.row["reward/errors"], self.cfg.rewards.max_error_share
+        if share <= limit:
+            return
+        failed = [e for e in episodes_of(groups) if e.end == "error"]
+        raise EpisodesFailed(
+            f"step {self.step + 1}: {share:.0%} of the episodes that ended failed, more than "
+            f"rewards.max_error_share={limit:g}. The first, with seed {failed[0].seed}:\n{failed[0].error}"
+        )
 
     def note(self, numbers: Mapping[str, float]) -> None:
         """Adds an algorithm's own numbers to the metrics of the step."""

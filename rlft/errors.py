@@ -63,6 +63,10 @@ class RewardFailed(RlftError, RuntimeError):
     """Too many reward calls raised; the message holds the first traceback."""
 
 
+class EpisodesFailed(RlftError, RuntimeError):
+    """Too many episodes ended because the environment failed; the message holds the first traceback."""
+
+
 class WeightsMismatch(RlftError, RuntimeError):
     """What an engine holds is not what the learner published."""
 

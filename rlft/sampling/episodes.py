@@ -100,8 +100,11 @@ class Block:
         traces: tuple[str, ...] = (),
         timeout: float = 60.0,
         how: How = "copy",
+        solved_above: float | None = None,
     ) -> None:
+        """solved_above: the return above which an episode is a success, where `info` does not say."""
         self.size, self.choice, self._traces = size, choice, traces
+        self._solved_above = solved_above
         guarded = [lambda: Guarded(make, traces, timeout, how)] * size
         self._vec: Any = SyncVectorEnv(guarded, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         self._envs: list[Any] = list(self._vec.envs)
@@ -318,12 +321,15 @@ class Block:
             for name in self._traces
             if running.traces
         }
+        success = running.success
+        if success is None and self._solved_above is not None:
+            success = running.ret > self._solved_above
         return Episode(
             running.seed,
             running.ret,
             running.length,
             end,
-            running.success,
+            success,
             traces,
             running.error,
             *self._began[slot],

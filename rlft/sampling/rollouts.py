@@ -40,6 +40,7 @@ def rollouts(
         choice,
         tuple(getattr(env, "traces", ())),
         how=getattr(env, "snapshots", "copy"),
+        solved_above=getattr(env, "solved_above", None),
     )
     starts = [
         Start(task, key.child(place, j).seed(63))

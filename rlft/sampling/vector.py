@@ -201,6 +201,7 @@ class Runner:
                 tuple(getattr(self._env, "traces", ())),
                 runner.step_timeout,
                 getattr(self._env, "snapshots", "copy"),
+                getattr(self._env, "solved_above", None),
             )
         return self._blocks[number]
 

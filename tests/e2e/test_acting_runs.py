@@ -14,7 +14,7 @@ from small_runs import metrics, weights
 
 from rlft.cluster.fleet import Fleet
 from rlft.config import parse_config
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, EpisodesFailed
 from rlft.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -105,6 +105,24 @@ def test_vines_and_a_broken_environment_are_counted(tmp_path):
     assert row["loss/behaviour_kl"] >= 0
     rows = [json.loads(x) for x in (tmp_path / "poly/samples.jsonl").read_text().splitlines()]
     assert {len(r["traces"]["room"]) - r["tokens"] for r in rows if r["kind"] == "train"} == {1}
+
+
+def test_an_environment_that_always_fails_stops_the_run(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import gymnasium\n\n\nclass Broken(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-1, 1, (2,))\n"
+        "    action_space = gymnasium.spaces.Discrete(2)\n\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n"
+        "        return self.observation_space.sample(), {}\n\n"
+        "    def step(self, action):\n"
+        "        raise RuntimeError('the floor gave way')\n"
+    )
+    env = {"name": "gym", "id": f"{broken}:Broken"}
+    algo = {"name": "control_ppo", "steps": 8, "minibatches": 2}
+    with pytest.raises(EpisodesFailed, match=r"(?s)100% of the episodes.*the floor gave way"):
+        run(tmp_path / "run", env=env, algo=algo, model=MLP, steps=1)
 
 
 def test_a_clone_is_where_reinforce_begins(tmp_path):

@@ -311,6 +311,16 @@ def test_an_episode_that_failed_is_no_zero_and_the_block_goes_on():
     assert [p.end for p in pieces] == ["error"] * 5
 
 
+def test_a_return_above_what_solves_is_a_success_where_nothing_else_says_so():
+    policy = policy_for(Walk())
+    block = block_of(Walk, policy, solved_above=1.0)
+    near = Task("near", "", info={"seed": 0, "options": {"place": 3}})
+    starts = [Start(near if i % 2 else task_of(i, 0), i) for i in range(16)]
+    pieces, _ = drive(policy, block.episodes(starts))
+    assert {p.episode.success for p in pieces} == {True, False}
+    assert all(p.episode.success == (p.end == "terminated") for p in pieces)
+
+
 def test_a_step_that_hangs_ends_its_episode():
     Alarm.install()
     try:
