@@ -43,9 +43,9 @@ def acted(groups: Sequence[Group]) -> dict[str, float]:
             "episode/length": float(np.mean([e.length for e in whole])),
             "episode/truncated": sum(e.end == "truncated" for e in whole) / len(whole),
         }
-        known = [e.success for e in whole if e.success is not None]
-        if known:
-            out["reward/success"] = sum(known) / len(known)
+        # Who says of one episode that it succeeded means of the others that they did not.
+        if any(e.success is not None for e in whole):
+            out["reward/success"] = sum(bool(e.success) for e in whole) / len(whole)
     return out
 
 
