@@ -82,6 +82,7 @@ class Collecting:
                 tasks, members, drawing, key, greedy, together
             )
         self.row["time/perturb_s"] = self.row.get("time/perturb_s", 0.0) + perturbing
+        self._drew(drawn(groups))
         return groups
 
     async def score(self, groups: Sequence[Group], least: int = 2) -> list[Group]:

@@ -86,7 +86,7 @@ class TransformersEngine:
     def _decode(
         self, requests: list[Request], sampling: Sampling, desk: Desk | None
     ) -> list[Completion]:
-        from transformers import DynamicCache
+        from rlft.sampling.cache import cache_for
 
         num, longest = len(requests), max(len(r.prompt_ids) for r in requests)
         ids = torch.zeros(num, longest, dtype=torch.int64)
@@ -104,7 +104,7 @@ class TransformersEngine:
         logps: list[list[float]] = [[] for _ in requests]
         versions: list[list[int]] = [[] for _ in requests]
         stopped = [False] * num
-        cache = DynamicCache(config=self._model.config)
+        cache = cache_for(self._model.config, longest + sampling.max_tokens)
         self._place(requests, alive)
         for step in range(sampling.max_tokens):
             if desk is not None:

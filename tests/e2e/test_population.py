@@ -38,6 +38,7 @@ def test_it_moves_and_says_how(undisturbed):
     assert [r["version"] for r in rows] == [1, 2]
     assert all(r["update_norm"] > 0 and r["es/fitness_std"] > 0 for r in rows)
     assert rows[1]["distance"] > rows[0]["distance"] > 0
+    assert all(r["tokens/sampled"] == r["tokens/completion"] > 0 for r in rows), "what runs cost"
 
 
 def test_three_engines_that_replay_seeds_and_of_which_one_dies_give_the_weights_of_one(
