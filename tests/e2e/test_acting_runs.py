@@ -63,6 +63,7 @@ def test_two_steps_and_two_resumed_are_four_in_the_middle_of_episodes(uninterrup
     assert_same(uninterrupted, tmp_path / "halves", 4)
 
 
+@pytest.mark.long
 def test_two_runners_of_which_one_is_killed_are_one(uninterrupted, tmp_path, monkeypatch):
     killed = []
     ask = Fleet.ask
@@ -125,6 +126,7 @@ def test_an_environment_that_always_fails_stops_the_run(tmp_path):
         run(tmp_path / "run", env=env, algo=algo, model=MLP, steps=1)
 
 
+@pytest.mark.long
 def test_a_clone_is_where_reinforce_begins(tmp_path):
     """The warm start of policies that act; every algorithm that acts is run in this file."""
     demos = tmp_path / "demos.npz"
