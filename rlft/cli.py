@@ -165,13 +165,25 @@ def eval_(
     greedy: Annotated[bool, typer.Option("--greedy", help="one answer, the most likely")] = False,
     out: Annotated[Path | None, typer.Option(help="also write scores and answers as JSON")] = None,
 ) -> None:
-    """Sample answers to held-out tasks: mean reward, pass@k, maj@k, distinct@k, length, entropy."""
+    """Sample answers to held-out tasks: mean reward, pass@k, maj@k, distinct@k, length, entropy. Of a
+    policy that acts, episodes: mean return, success, pass@k, coverage."""
     from rlft import evaluate as ev
 
     subject = ev.find_subject(target.expanduser(), overrides or ())
     print(f"evaluating {subject.title}")
     number = 1 if greedy else samples
     ks = k or ev.powers_of_two(number)
+    from rlft import evaluate_acting as acting
+
+    if acting.acts(subject.cfg):
+        found, episodes = acting.evaluate_acting(
+            subject, samples=number, ks=ks, threshold=threshold, greedy=greedy, say=print
+        )
+        for line in acting.lines(found, episodes):
+            print(line)
+        if out is not None:
+            acting.write_result(out, subject, found, episodes)
+        return
     result, groups = ev.evaluate(
         subject, samples=number, ks=ks, threshold=threshold, greedy=greedy, say=print
     )
@@ -208,6 +220,7 @@ def list_() -> None:
         "algo",
         "env",
         "engine",
+        "network",
         "reward",
         "advantage",
         "stabiliser",

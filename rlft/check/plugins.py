@@ -94,6 +94,11 @@ def _check_acting(cfg: Config, env: Any) -> None:
         raise ConfigError(
             f"publish.transport is {cfg.publish.transport}; runners take weights by object_store"
         )
+    if cfg.record.bundles or cfg.record.bundle_every:
+        raise ConfigError(
+            "record.bundles keeps steps for `rlft replay`, which is not built for policies that act; "
+            "remove record.bundles and record.bundle_every"
+        )
     one = env.make()
     parts_of(one.observation_space)
     distribution_of(one.action_space)

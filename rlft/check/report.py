@@ -54,13 +54,13 @@ def report(cfg: Config, *, assume: str | None = None, elsewhere: bool = False) -
     tasks = tried(check_tasks, cfg, env)
     if tasks:
         yield f"tasks: {len(env.train()):,} to train on, {len(tasks[1]):,} held out"
-    yield from arithmetic(cfg, algo)
+    yield from acting(cfg, algo, env) if algo.acts else arithmetic(cfg, algo)
     if not (elsewhere or hardware):
         hardware = present(cfg)
     yield from tried(_placed, cfg, hardware) or ()
-    if hardware:
+    if hardware and not algo.acts:  # a policy that acts is small
         yield from tried(_memory, cfg, algo, hardware) or ()
-    if tasks:
+    if tasks and not algo.acts:
         tried(_prompts, cfg, algo, *tasks)
         yield from tried(in_worker, cfg, algo, first_of(*tasks)) or ()
     yield from tried(_shipped, Path.cwd()) or ()
@@ -84,6 +84,19 @@ def arithmetic(cfg: Config, algo: Algo) -> list[str]:
     ]
     if not cfg.save.every or cfg.save.every >= cfg.steps:
         lines.append("saves: at the end only; an interrupted run starts again (save.every)")
+    return lines
+
+
+def acting(cfg: Config, algo: Algo, env: Any) -> list[str]:
+    """What a policy that acts sees and does, and what its algorithm says."""
+    one = env.make()
+    lines = [
+        f"observations: {one.observation_space}",
+        f"actions: {one.action_space}",
+        f"environments: {cfg.runner.blocks} x {cfg.runner.envs}, in {_count(cfg.sampler.num, 'runner')}",
+        *algo.suits(cfg),
+    ]
+    one.close()
     return lines
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +16,8 @@ from small_runs import metrics, weights
 from rlft.cluster.fleet import Fleet
 from rlft.config import parse_config
 from rlft.errors import ConfigError, EpisodesFailed
+from rlft.evaluate import find_subject
+from rlft.evaluate_acting import evaluate_acting
 from rlft.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -106,6 +109,18 @@ def test_vines_and_a_broken_environment_are_counted(tmp_path):
     assert row["loss/behaviour_kl"] >= 0
     rows = [json.loads(x) for x in (tmp_path / "poly/samples.jsonl").read_text().splitlines()]
     assert {len(r["traces"]["room"]) - r["tokens"] for r in rows if r["kind"] == "train"} == {1}
+    result, episodes = evaluate_acting(
+        find_subject(tmp_path / "poly"),
+        samples=3,
+        ks=[1, 3],
+        threshold=1.0,
+        greedy=False,
+        say=print,
+    )
+    assert [len(row) for row in episodes] == [3] * 4
+    won = np.array([[bool(e.success) for e in row] for row in episodes])
+    assert result.success.value == pytest.approx(won.mean())
+    assert result.pass_at.value[1] == pytest.approx(won.any(1).mean())
 
 
 def test_an_environment_that_always_fails_stops_the_run(tmp_path):
