@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from rlft.cluster.session import name_accelerator
+from rlft.cluster.session import name_accelerator, start_private
 from rlft.config import load_config
 from rlft.train import train
 
@@ -18,15 +18,7 @@ from rlft.train import train
 def one_cluster() -> Iterator[None]:
     """A private cluster that the runs inside join."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(
-        "local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-        logging_level="error",
-    )
+    start_private(log_to_driver=False, logging_level="error")
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ recorded ones bit for bit.
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -204,13 +203,10 @@ def _here(
 
     name_accelerator(cfg)
     torch.set_num_threads(bundle.threads)  # how sums are split over threads shows in the last bit
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = listener.getsockname()
     transformers_logging.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints what it builds
         rank = LearnerRank("replay", cfg, 0, start, algo.needs, algo.critic)
-        rank.connect(address)
+        rank.connect(("127.0.0.1", 0))  # the store takes a free port: nobody else has to find it
     # The process group stays: DeepSpeed keeps references to it, and a second replay joins it again.
     rank.load(bundle.folder)
     yield (

@@ -69,6 +69,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+_TRIES = 2
+"""Starts of a private cluster: Ray gives itself 30 s, which a machine full of other work exceeds."""
+
+
 def _start(cfg: Config, address: str | None) -> None:
     # What actors print goes to Ray's log files, so that the console stays readable.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -82,14 +86,30 @@ def _start(cfg: Config, address: str | None) -> None:
                 f"one. A cluster with token authentication needs RAY_AUTH_MODE=token here."
             ) from error
         return
+    start_private(object_store_memory=int(cfg.cluster.object_store_gb * 2**30), **quiet)
+
+
+def start_private(**keys: Any) -> None:
+    """Starts a cluster of this process alone. keys: of `ray.init`. Raises ResourceError: it did not start
+    in time."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # ours is the work; Ray's default steps aside
-    ray.init(
-        address="local",
-        num_cpus=_cores(),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",  # private: nothing listens beyond this machine
-        object_store_memory=int(cfg.cluster.object_store_gb * 2**30),
-        **quiet,
+    for _ in range(_TRIES):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=_cores(),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",  # private: nothing listens beyond this machine
+                **keys,
+            )
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise ResourceError(
+        f"Ray did not start within its 30 s, {_TRIES} times: this machine is too busy. Wait until other "
+        f"work has ended, or join a running cluster with cluster.address"
     )
 
 

@@ -66,9 +66,10 @@ class LearnerRank:
         """Joins the process group, loads the model, builds the engine; returns notes for the user."""
         import deepspeed
 
+        alone = self._cfg.learner.num == 1  # then the store takes a free port by itself
         os.environ |= {
             "MASTER_ADDR": address[0],
-            "MASTER_PORT": str(address[1]),
+            "MASTER_PORT": str(0 if alone else address[1]),
             "RANK": str(self._rank),
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self._cfg.learner.num),

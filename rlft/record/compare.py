@@ -261,13 +261,20 @@ def table(rows: Sequence[Sequence[str]]) -> Table:
     return shown
 
 
+_MANY = 6
+"""Runs from which on each chart has the page's whole width, with the names beside it."""
+
+_DASHES = ("solid", "dash", "dot")
+"""Lines of one colour are told apart by these."""
+
+
 # -- the page ------------------------------------------------------------------------------------
 
 
 def write_page(found: Comparison, path: Path) -> None:
     """The tables and a chart for each axis, in one file that opens offline."""
     drawn = [_chart(found, axis) for axis in AXES if axis in found.budgets]
-    names = " and ".join(line.label for line in found.lines)
+    names = ", ".join(line.label for line in found.lines)
     body = [f"<h1>{html.escape(found.metric)}</h1>", f'<p class="soft">{html.escape(names)}</p>']
     body += [f'<p class="note">{html.escape(w)}</p>' for w in found.warnings]
     body += [_table(totals(found)), _table(at_equal_cost(found))]
@@ -283,7 +290,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _chart(found: Comparison, axis: str) -> Chart:
     traces: list[dict[str, Any]] = []
-    for line, colour in zip(found.lines, itertools.cycle(COLOURS)):
+    for line, (dash, colour) in zip(
+        found.lines, itertools.cycle(itertools.product(_DASHES, COLOURS))
+    ):
         for place, curve in enumerate(c for c in line.curves if c.total.get(axis)):
             trace: dict[str, Any] = {
                 "x": [p.spent[axis] for p in curve.points],
@@ -293,10 +302,15 @@ def _chart(found: Comparison, axis: str) -> Chart:
                 "legendgroup": html.escape(line.label),
                 "showlegend": place == 0,
                 "mode": "lines+markers",
-                "line": {"color": colour, "width": 2},
+                "line": {"color": colour, "width": 2, "dash": dash},
                 "marker": {"size": 5},
                 "hovertemplate": "%{y:.4g}",
             }
             traces.append(trace)
-    layout = {"xaxis": {"title": {"text": AXES[axis], "standoff": 4}}, "hovermode": "closest"}
-    return Chart(f"By {AXES[axis]}", "a curve for each run", traces, layout)
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": AXES[axis], "standoff": 4}}}
+    layout["hovermode"] = "closest"
+    many = len(found.lines) > _MANY
+    if many:  # below the chart the names would take more room than the curves
+        legend = {"orientation": "v", "x": 1.01, "y": 1, "font": {"size": 11}}
+        layout |= {"legend": legend, "height": max(320, 60 + 26 * len(found.lines))}
+    return Chart(f"By {AXES[axis]}", "a curve for each run", traces, layout, wide=many)

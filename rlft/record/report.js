@@ -21,6 +21,7 @@
       yaxis: { ...axis, ...(chart.layout.yaxis || {}) },
       showlegend: chart.traces.filter((t) => t.showlegend !== false).length > 1,
     };
+    if (layout.height) document.getElementById("plot-" + index).style.height = layout.height + "px";
     const look = { responsive: true, displaylogo: false, displayModeBar: false };
     Plotly.newPlot("plot-" + index, chart.traces, layout, look);
   });
