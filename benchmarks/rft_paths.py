@@ -6,8 +6,7 @@ One base model (configs/rejection/base.yaml). For each seed it is fine-tuned on 
 (sft.yaml). As it was after 50 steps, that model answers every training problem 100 times (rft.yaml). The
 base is then trained again, for as many steps, on the gold rows and what is kept of the first 1, 10 and
 100 answers. A control has rows without new paths: `same path` keeps right answers that take the gold
-row's path in other words, as many a problem as k=100 keeps, where there are so many. The two sets with
-most rows are also learnt with as many passes over the rows as SFT takes, in place of as many steps.
+row's path in other words, as many a problem as k=100 keeps, where there are so many.
 Every right text of the 100 answers is written once (`key: text`); the selections are made from that file
 by the library's own functions, so that the arms share their samples.
 Finished runs are not repeated. Prints the table of docs/results.md and draws docs/images/rft_paths.svg.
@@ -32,14 +31,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "rejection"
 SAMPLER = 50
 """Steps of supervised fine-tuning after which the model samples."""
 
-STEPS = 150
-"""Steps of supervised fine-tuning in configs/rejection/sft.yaml."""
-
 KS = (1, 10, 100)
-PASSES = ", equal passes"
-MOST = (f"RFT k={KS[-1]}", "same path")
-ARMS = ("SFT", *(f"RFT k={k}" for k in KS), "same path", *(arm + PASSES for arm in MOST))
-COLOURS = ("#5b6770", "#8a6d00", "#d9730d", "#1f6feb", "#a3378f", "#79b0ff", "#e39bd6")
+ARMS = ("SFT", *(f"RFT k={k}" for k in KS), "same path")
+COLOURS = ("#5b6770", "#8a6d00", "#d9730d", "#1f6feb", "#a3378f")
 WIDTH, HEIGHT, MARGIN = 620, 380, 56
 
 
@@ -94,14 +88,6 @@ def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, 
             len({marks(k.text) for k in q.kept} - {marks(g) for g in q.gold}) for q in questions
         )
         results[arm] = {"accuracy": accuracy, "rows": rows, "paths": paths, "new": new}
-    for arm in MOST:
-        file = out / f"{arm.replace(' ', '_')}.jsonl"
-        steps = round(STEPS * results[arm]["rows"] / len(sampled))
-        longer = [f"steps={steps}", f"learner.lr.steps={steps - 10}", "eval.every=0"]
-        own = [*start, f"algo.rows={file.resolve()}", *longer]
-        trained = run_once(CONFIGS / "sft.yaml", out / f"{file.stem}_passes", own)
-        accuracy = json.loads((trained / "result.json").read_text())["eval/reward/mean"]
-        results[arm + PASSES] = {**results[arm], "accuracy": accuracy}
     return results
 
 
