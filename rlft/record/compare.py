@@ -312,5 +312,5 @@ def _chart(found: Comparison, axis: str) -> Chart:
     many = len(found.lines) > _MANY
     if many:  # below the chart the names would take more room than the curves
         legend = {"orientation": "v", "x": 1.01, "y": 1, "font": {"size": 11}}
-        layout |= {"legend": legend, "height": max(320, 60 + 26 * len(found.lines))}
+        layout |= {"legend": legend, "height": max(320, 60 + 29 * len(found.lines))}
     return Chart(f"By {AXES[axis]}", "a curve for each run", traces, layout, wide=many)

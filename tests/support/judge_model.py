@@ -33,9 +33,9 @@ def save_judge(folder: Path, seed: int = 0) -> None:
         model_max_length=1024,
     )
     fast.chat_template = _CHAT
-    model = small_llama(fast, seed, hidden=32, layers=1, width=64)
+    model = small_llama(fast, seed, hidden=128, layers=1, width=128)  # head_dim 32: vLLM needs it
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     answer = [vocabulary[t] for t in (*said, "<eos>")]
     for _ in range(60):
         asked = [rng.choices(letters, k=40) for _ in range(16)]
