@@ -183,8 +183,9 @@ def plot(found: list[dict[str, dict[str, float]]]) -> str:
         y = MARGIN + 14 + 20 * place
         parts.append(f'<circle cx="{WIDTH - RIGHT + 24}" cy="{y - 4}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{WIDTH - RIGHT + 36}" y="{y}">{arm}</text>')
+    middle = (MARGIN + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{(MARGIN + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">kept paths a problem that are '
+        f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">kept paths a problem that are '
         f'not the gold row\'s</text><text x="{MARGIN}" y="{MARGIN - 16}">held-out accuracy</text></svg>\n'
     )
     return "\n".join(parts)
