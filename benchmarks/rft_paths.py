@@ -32,9 +32,13 @@ SAMPLER = 50
 """Steps of supervised fine-tuning after which the model samples."""
 
 KS = (1, 10, 100)
-ARMS = ("SFT", *(f"RFT k={k}" for k in KS), "same path")
-COLOURS = ("#5b6770", "#8a6d00", "#d9730d", "#1f6feb", "#a3378f")
-WIDTH, HEIGHT, MARGIN = 620, 380, 56
+PASSES = ", equal passes"
+MOST = (f"RFT k={KS[-1]}", "same path")
+ARMS = ("SFT", *(f"RFT k={k}" for k in KS), "same path", *(arm + PASSES for arm in MOST))
+COLOURS = ("#5b6770", "#8a6d00", "#d9730d", "#1f6feb", "#a3378f", "#79b0ff", "#e39bd6")
+WIDTH, HEIGHT, MARGIN = 780, 380, 56
+RIGHT = 210
+"""Right of the points, for their names: anywhere else these would cover some."""
 
 
 def main() -> None:
@@ -140,7 +144,7 @@ def plot(found: list[dict[str, dict[str, float]]]) -> str:
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
-            MARGIN + (WIDTH - 2 * MARGIN) * x / most_x,
+            MARGIN + (WIDTH - MARGIN - RIGHT) * x / most_x,
             HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (y - low) / (high - low),
         )
 
@@ -151,7 +155,7 @@ def plot(found: list[dict[str, dict[str, float]]]) -> str:
     for i in range(5):
         value = low + (high - low) * i / 4
         _, y = at(0, value)
-        parts.append(f'<path d="M{MARGIN},{y:.1f}H{WIDTH - MARGIN}" stroke="#ddd"/>')
+        parts.append(f'<path d="M{MARGIN},{y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         parts.append(f'<text x="{MARGIN - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
         x, _ = at(most_x * i / 4, low)
         label = f"{most_x * i / 4:.1f}"
@@ -164,11 +168,12 @@ def plot(found: list[dict[str, dict[str, float]]]) -> str:
             parts.append(
                 f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}" opacity=".8"/>'
             )
-        y = HEIGHT - MARGIN - 14 - 18 * (len(ARMS) - place)
-        parts.append(f'<circle cx="{WIDTH - 150}" cy="{y - 4}" r="5" fill="{colour}"/>')
-        parts.append(f'<text x="{WIDTH - 138}" y="{y}">{arm}</text>')
+        y = MARGIN + 14 + 20 * place
+        parts.append(f'<circle cx="{WIDTH - RIGHT + 24}" cy="{y - 4}" r="5" fill="{colour}"/>')
+        parts.append(f'<text x="{WIDTH - RIGHT + 36}" y="{y}">{arm}</text>')
+    middle = (MARGIN + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">kept paths a problem that are '
+        f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">kept paths a problem that are '
         f'not the gold row\'s</text><text x="{MARGIN}" y="{MARGIN - 16}">held-out accuracy</text></svg>\n'
     )
     return "\n".join(parts)
