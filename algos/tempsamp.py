@@ -21,7 +21,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from algos.grpo import GRPO
 from rlft import registry
@@ -31,37 +31,10 @@ from rlft.credit.shaping import Credit, Scored, diagnostics
 from rlft.errors import ConfigError, DataError
 from rlft.filters import drop_flat, drop_short, drop_unneeded, given_numbers, part_of, rewards_of
 from rlft.losses.guided import Guided, ReferenceLikelihood
-from rlft.schedule import Scheduled, value_at
+from rlft.prefix import Prefix
+from rlft.schedule import Scheduled
 from rlft.tasks import in_mode, mode_at
 from rlft.types import Group, Guide, Term, Ticket
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Which share of a demonstration is given, drawn anew for each task and step.
-
-    Uniform on [low, high]; with chunks, that many equal parts of which Binomial(chunks, high) are
-    given (UFT). until: from this step on nothing is given; null: for ever.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    low: Scheduled = 0.0
-    high: Scheduled = 1.0
-    chunks: Annotated[int, Field(ge=1)] | None = None
-    until: Natural | None = None
-
-    def share(self, ticket: Ticket, place: int) -> float:
-        """The share of task `place`: a function of the ticket alone."""
-        low, high = value_at(self.low, ticket.index), value_at(self.high, ticket.index)
-        if not 0 <= min(low, high) <= max(low, high) <= 1:
-            raise ConfigError(f"algo.prefix: low and high must lie in [0, 1], got {low}, {high}")
-        if self.until is not None and ticket.index >= self.until:
-            return 0.0
-        rng = ticket.key.child("prefix", place).rng()
-        if self.chunks is None:
-            return rng.uniform(min(low, high), high)
-        return sum(rng.random() < high for _ in range(self.chunks)) / self.chunks
 
 
 @dataclass(frozen=True)

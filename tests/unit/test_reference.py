@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from algos.grpo import GRPO
-from algos.tempsamp import Prefix, TempSamp
+from algos.tempsamp import TempSamp
 from rlft import registry
 from rlft.errors import ConfigError, DataError
 from rlft.filters import drop_unneeded, given_numbers, part_of
+from rlft.prefix import Prefix
 from rlft.record.summary import collected
 from rlft.reference import sampled_member, wanted
 from rlft.sampling.sampler import Ask, _row, _within
