@@ -20,9 +20,7 @@ from rlft.algo import Algo
 from rlft.config import Positive
 from rlft.credit.decision import GAE, Credit
 from rlft.credit.vtrace import VTrace
-from rlft.losses.behaviour import KLToBehaviour
-from rlft.losses.critic import ValueLoss
-from rlft.losses.entropy import EntropyBonus
+from rlft.losses.acting import acting_terms
 from rlft.losses.surrogate import ClippedSurrogate
 from rlft.schedule import Scheduled, value_at
 from rlft.types import Group, Term, Ticket, WeightUpdate
@@ -59,15 +57,13 @@ class ControlPPO(Algo):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        terms = [
-            Term("policy", ClippedSurrogate(self.clip, self.clip)),
-            Term("value", ValueLoss(self.value_clip), self.value_coef),
-        ]
-        if self.entropy_coef != 0:
-            terms.append(Term("entropy_bonus", EntropyBonus(), self.entropy_coef))
-        if self.kl_coef != 0:
-            terms.append(Term("behaviour_kl", KLToBehaviour(), self.kl_coef))
-        return tuple(terms)
+        return acting_terms(
+            ClippedSurrogate(self.clip, self.clip),
+            value_clip=self.value_clip,
+            value_coef=self.value_coef,
+            entropy_coef=self.entropy_coef,
+            kl_coef=self.kl_coef,
+        )
 
     def credit(self) -> Credit:
         """Advantages and targets of each step."""

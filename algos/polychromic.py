@@ -28,9 +28,7 @@ from rlft.credit.overlay import Overlay
 from rlft.credit.sets import normalised, polychromic
 from rlft.diversity import VINE_START
 from rlft.errors import ConfigError
-from rlft.losses.behaviour import KLToBehaviour
-from rlft.losses.critic import ValueLoss
-from rlft.losses.entropy import EntropyBonus
+from rlft.losses.acting import acting_terms
 from rlft.losses.surrogate import ClippedSurrogate
 from rlft.schedule import Scheduled, value_at
 from rlft.types import Episode, Group, Term, Ticket, WeightUpdate
@@ -79,15 +77,13 @@ class Polychromic(Algo):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        terms = [
-            Term("policy", ClippedSurrogate(self.clip, self.clip)),
-            Term("value", ValueLoss(self.value_clip), self.value_coef),
-        ]
-        if self.entropy_coef != 0:
-            terms.append(Term("entropy_bonus", EntropyBonus(), self.entropy_coef))
-        if self.kl_coef != 0:
-            terms.append(Term("behaviour_kl", KLToBehaviour(), self.kl_coef))
-        return tuple(terms)
+        return acting_terms(
+            ClippedSurrogate(self.clip, self.clip),
+            value_clip=self.value_clip,
+            value_coef=self.value_coef,
+            entropy_coef=self.entropy_coef,
+            kl_coef=self.kl_coef,
+        )
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
         found = await run.vines(

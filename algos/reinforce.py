@@ -14,9 +14,7 @@ from pydantic import Field
 from rlft.algo import Algo
 from rlft.config import Positive
 from rlft.credit.decision import GAE
-from rlft.losses.behaviour import KLToBehaviour
-from rlft.losses.critic import ValueLoss
-from rlft.losses.entropy import EntropyBonus
+from rlft.losses.acting import acting_terms
 from rlft.losses.reinforce import Reinforce
 from rlft.schedule import Scheduled, value_at
 from rlft.types import Group, Term, Ticket, WeightUpdate
@@ -42,12 +40,13 @@ class ControlReinforce(Algo):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        terms = [Term("policy", Reinforce()), Term("value", ValueLoss(None), self.value_coef)]
-        if self.entropy_coef != 0:
-            terms.append(Term("entropy_bonus", EntropyBonus(), self.entropy_coef))
-        if self.kl_coef != 0:
-            terms.append(Term("behaviour_kl", KLToBehaviour(), self.kl_coef))
-        return tuple(terms)
+        return acting_terms(
+            Reinforce(),
+            value_clip=None,
+            value_coef=self.value_coef,
+            entropy_coef=self.entropy_coef,
+            kl_coef=self.kl_coef,
+        )
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
         return await run.episodes(ticket.tasks, n=self.episodes, key=ticket.key)
