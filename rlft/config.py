@@ -238,6 +238,10 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
     seed: Natural = 0
     steps: Positive
+    budget: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="metric: amount; the run ends, before `steps`, with the step whose sum reaches it",
+    )
     tasks_per_step: Positive = Field(description="tasks of one ticket: prompts per step")
     run_root: str = "runs"
     warm_start: str | None = Field(

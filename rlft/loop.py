@@ -52,6 +52,8 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
                 run.save()
             if run.records.stop:
                 raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
+            if run.done:  # before all steps, if a budget is spent
+                break
             run.turn()
             began = time.monotonic()
     return _result(run)

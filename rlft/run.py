@@ -158,12 +158,18 @@ class Run:
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets not yet learnt from."""
-        return (self._tasks.ticket(index) for index in range(self.step, self.cfg.steps))
+        last = self.step if self.done else self.cfg.steps
+        return (self._tasks.ticket(index) for index in range(self.step, last))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run ends here: its steps are taken, or its budget is spent."""
+        return self.step >= self.cfg.steps or self.records.allowance.spent is not None
 
     def turn(self) -> None:
         """Says that the next step begins: in waits, and on the live line."""
         self._fleet.waits.stage = f"step {self.step + 1}"
-        if self.step < self.cfg.steps:
+        if not self.done:
             self._console.phase("collect", self.step + 1)
 
     def abandon(self, thread: int) -> None:
@@ -172,8 +178,7 @@ class Run:
 
     def due(self, what: Any) -> bool:
         """Whether the section `what` (with `every` and `at_end`) asks for its turn now."""
-        last = self.step == self.cfg.steps
-        return bool(what.at_end) if last else bool(what.every and self.step % what.every == 0)
+        return bool(what.at_end) if self.done else bool(what.every and self.step % what.every == 0)
 
     def _restarts(self) -> int:
         """Restarts since they were last recorded: each is counted in one row."""
