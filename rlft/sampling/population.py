@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlft import registry
 from rlft.errors import WeightsMismatch
 from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, take_step
 from rlft.learning.start_weights import StartWeights
@@ -30,6 +31,17 @@ class PopulationSampler(Sampler):
     _master: dict[str, torch.Tensor]
     _owned = False
     _pristine = True
+
+    def _engine_args(self) -> dict[str, Any]:
+        args, cfg = super()._engine_args(), self._cfg
+        engine, algo = (
+            registry.resolve("engine", cfg.sampler.engine),
+            registry.build("algo", cfg.algo),
+        )
+        rank = getattr(algo, "rank", 0)
+        if not rank or not cfg.sampler.gpus or not hasattr(engine, "member_args"):
+            return args
+        return {**engine.member_args(rank, algo.together), **args}
 
     def load(self, update: WeightUpdate, payload: Any) -> int:
         """Takes a master, or replays a step on the one it holds; both proved tensor by tensor.
@@ -66,7 +78,7 @@ class PopulationSampler(Sampler):
         began = time.monotonic()
         jobs = [(ask, seed) for ask in asks for seed in ask.seeds]
         drawing = with_matrices(drawing, self._folder)
-        together = drawing.rank and hasattr(self._engine, "generate_members")
+        together = drawing.rank and getattr(self._engine, "row_noise", False)
         heads: list[Head] = []
         rows: list[Row] = []
         perturbing = 0.0

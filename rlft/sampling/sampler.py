@@ -64,13 +64,14 @@ class Sampler:
             max_length=cfg.model.max_length,
             max_batch=cfg.sampler.max_batch,
             temperature=cfg.sampler.temperature,
-            engine_args={
-                **cfg.sampler.engine_args,
-                **self._transport.engine_args(cfg.model.lora),
-            },
+            engine_args=self._engine_args(),
         )
         stops = self._text.stop_ids
         self._engine.generate([Request((stops[0],), 0)], Sampling(max_tokens=2, stop_ids=stops))
+
+    def _engine_args(self) -> dict[str, Any]:
+        cfg = self._cfg
+        return {**cfg.sampler.engine_args, **self._transport.engine_args(cfg.model.lora)}
 
     def whereabouts(self) -> stacks.Whereabouts:
         return self._where

@@ -24,6 +24,8 @@ from rlft.types import Completion, Request, Sampling
 class TransformersEngine:
     """Plain transformers with a KV cache: no vLLM needed. `engine_args` go to `from_pretrained`."""
 
+    row_noise = True
+
     def __init__(
         self,
         model: str | Path,
