@@ -122,28 +122,6 @@ def test_the_output_head_is_never_copied_once_a_row(tiny_model):
     )
 
 
-@pytest.mark.parametrize("capacity", [9, 64])
-def test_reserved_room_holds_what_a_growing_cache_holds(tiny_model, capacity):
-    from transformers import AutoConfig, DynamicCache
-
-    from rlft.sampling.cache import cache_for
-
-    config = AutoConfig.from_pretrained(str(tiny_model))
-    roomy, growing = cache_for(config, capacity), DynamicCache(config=config)
-    for length, keep in ((5, None), (1, [0, 2]), (1, None), (2, [1])):
-        rows = 3 if roomy.get_seq_length() in (0, 5) else 2
-        new = torch.randn(rows, 2, length, 4), torch.randn(rows, 2, length, 4)
-        for layer in range(len(growing.layers)):
-            for got, expected in zip(
-                roomy.update(*new, layer), growing.update(*new, layer), strict=True
-            ):
-                assert torch.equal(got, expected)
-        if keep:
-            for cache in (roomy, growing):
-                cache.batch_select_indices(torch.tensor(keep))
-    assert roomy.get_seq_length() == growing.get_seq_length() == 9
-
-
 def test_only_linear_maps_are_matrices(tiny_model):
     names = linear_weights(tiny_model)
     assert "model.layers.0.self_attn.q_proj.weight" in names and len(names) == 14
