@@ -23,10 +23,10 @@ def check_by_noise(cfg: Config, rank: int, *, perturbs_engines: bool = True) -> 
     if cfg.record.bundles or cfg.record.bundle_every:
         faults.append("a step without a gradient cannot be replayed: leave record.bundle* out")
     if perturbs_engines:
-        if cfg.model.lora is not None:
+        if cfg.model.lora is not None and rank:
             faults.append(
-                "engines are perturbed in their own weights: leave model.lora out (algo.rank gives "
-                "low-rank noise)"
+                f"noise of algo.rank={rank} is for whole weights: set algo.rank=0 to perturb the adapter, "
+                f"or leave model.lora out"
             )
         if bool(learner.gpus) != bool(cfg.sampler.gpus):
             faults.append(

@@ -3,6 +3,7 @@
 It keeps the float32 master that it was last sent, as it lies in the object store (all samplers of a
 node share that memory), or as its own copy once it has replayed a step. A member's weights overwrite
 those of the member before; before anything else is asked of the engine, `cast(master)` is put back.
+With LoRA the master is the adapter, and what it is merged into is read from the start's folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 
 from rlft import registry
+from rlft.config import Lora
 from rlft.errors import WeightsMismatch
+from rlft.learning.adapter_noise import WithoutAdapters, of_adapter, whole_weights
 from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, take_step
 from rlft.learning.start_weights import StartWeights
 from rlft.sampling.low_rank import with_matrices
@@ -28,6 +31,7 @@ from rlft.weights.fingerprint import check_manifest, fingerprint
 class PopulationSampler(Sampler):
     """A sampler that can perturb its engine's weights. Its master is the learner's, proved by hashes."""
 
+    _whole: dict[str, torch.Tensor]
     _master: dict[str, torch.Tensor]
     _owned = False
     _pristine = True
@@ -51,9 +55,14 @@ class PopulationSampler(Sampler):
         if update.kind == "noise":
             return self._replay(update)
         version = super().load(update, payload)
-        self._master = dict(self._transport.receive(update, payload))
+        self._whole = dict(self._transport.receive(update, payload))
+        self._master = {n: t for n, t in self._whole.items() if of_adapter(n)}
+        self._master = self._master or self._whole
         self._owned, self._pristine = False, True
         return version
+
+    def _loader(self) -> Any:
+        return self._engine if self._cfg.model.lora is None else WithoutAdapters(self._engine)
 
     def generate(
         self, asks: Sequence[Ask], sampling: Sampling
@@ -105,8 +114,10 @@ class PopulationSampler(Sampler):
         began = time.monotonic()
         self._pristine = False
         own = self._engine.weights() if hasattr(self._engine, "weights") else None
-        with torch.inference_mode():
-            if own is not None:
+        with torch.no_grad():  # not inference mode: `blend` has threads, which would not be in it
+            if self._cfg.model.lora is not None:
+                self._engine.load(self._adapted(self._cfg.model.lora, terms, drawing))
+            elif own is not None:
                 blend(own, self._master, terms, drawing)
             else:
                 self._engine.load(self._stream(terms, drawing))
@@ -125,6 +136,19 @@ class PopulationSampler(Sampler):
             out = torch.empty_like(master, dtype=dtype)
             blend({name: out}, {name: master}, terms, drawing)
             yield name, out
+
+    def _adapted(
+        self, lora: Lora, terms: Sequence[Noise], drawing: Drawing
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights, of an adapter that is perturbed."""
+        moved = {n: torch.empty_like(m) for n, m in self._master.items()}
+        blend(moved, self._master, terms, drawing)
+        plain = {n: t for n, t in self._whole.items() if not of_adapter(n)}
+        bare = self._cfg.model_copy(
+            update={"model": self._cfg.model.model_copy(update={"lora": None})}
+        )
+        start = StartWeights(self._folder, bare)
+        yield from whole_weights(plain, moved, start, lora, getattr(torch, self._cfg.model.dtype))
 
     def _restore(self) -> None:
         if not self._pristine:

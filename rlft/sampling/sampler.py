@@ -131,7 +131,7 @@ class Sampler:
 
         Raises WeightsMismatch naming the tensors that are missing, unexpected or different.
         """
-        handed = self._transport.deliver(self._engine, update, payload)
+        handed = self._transport.deliver(self._loader(), update, payload)
         check_manifest(update.manifest, handed, receiver=self._name)
         held = self._desk.version
         if update.version <= held:
@@ -140,6 +140,10 @@ class Sampler:
             )
         self._desk.version = update.version
         return update.version
+
+    def _loader(self) -> Any:
+        """What a transport gives weights to."""
+        return self._engine
 
     def score(self, ids: list[int]) -> np.ndarray:
         """Log-probs `[L-1]` of the canary prompt, at temperature 1."""

@@ -91,15 +91,17 @@ def test_members_whose_reward_fails_are_asked_again_and_left_out(tmp_path, tiny_
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "algo",
+    "algo, lora",
     [
-        {"name": "es", "population": 4, "sigma": 0.3, "lr": 0.1, "rank": 1, "antithetic": True},
-        {"name": "mezo", "objective": "reward", "eps": 0.05, "lr": 1e-3},
+        ({"population": 4, "sigma": 0.3, "lr": 0.1, "rank": 1, "antithetic": True}, None),
+        ({"name": "mezo", "objective": "reward", "eps": 0.05, "lr": 1e-3}, None),
+        ({"name": "mezo", "objective": "reward", "eps": 0.3, "lr": 1e-2}, {"rank": 4}),
     ],
-    ids=["low rank", "mezo on rewards"],
+    ids=["low rank", "mezo on rewards", "mezo on rewards, adapter"],
 )
-def test_other_ways_take_their_steps(tmp_path, tiny_model, algo):
-    rows, _ = small(tmp_path / "run", tiny_model, algo=algo)
+def test_other_ways_take_their_steps(tmp_path, tiny_model, algo, lora):
+    algo = {"name": "es", **algo}
+    rows, _ = small(tmp_path / "run", tiny_model, algo=algo, model__lora=lora)
     assert rows[-1]["version"] == sum(r["es/flat"] == 0 for r in rows) >= 1
     assert all(r["update_norm"] > 0 and r["distance"] > 0 for r in rows if r["es/flat"] == 0)
 
