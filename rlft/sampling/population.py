@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,14 @@ from rlft.sampling.low_rank import with_matrices
 from rlft.sampling.sampler import Ask, Head, Sampler
 from rlft.types import Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest, fingerprint
+
+
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """For tensors that `blend` writes: its threads are not in an engine's inference mode, and what was
+    made in that mode may be changed in that mode only."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class PopulationSampler(Sampler):
@@ -114,7 +123,7 @@ class PopulationSampler(Sampler):
         began = time.monotonic()
         self._pristine = False
         own = self._engine.weights() if hasattr(self._engine, "weights") else None
-        with torch.no_grad():  # not inference mode: `blend` has threads, which would not be in it
+        with torch.inference_mode():
             if self._cfg.model.lora is not None:
                 self._engine.load(self._adapted(self._cfg.model.lora, terms, drawing))
             elif own is not None:
@@ -128,21 +137,24 @@ class PopulationSampler(Sampler):
     ) -> Iterator[tuple[str, torch.Tensor]]:
         dtype = getattr(torch, self._cfg.model.dtype)
         if drawing.mode == "iid":  # numbers its tensors
-            whole = {n: torch.empty_like(m, dtype=dtype) for n, m in self._master.items()}
-            blend(whole, self._master, terms, drawing)
+            with _outside_inference_mode():
+                whole = {n: torch.empty_like(m, dtype=dtype) for n, m in self._master.items()}
+                blend(whole, self._master, terms, drawing)
             yield from whole.items()
             return
         for name, master in self._master.items():
-            out = torch.empty_like(master, dtype=dtype)
-            blend({name: out}, {name: master}, terms, drawing)
+            with _outside_inference_mode():
+                out = torch.empty_like(master, dtype=dtype)
+                blend({name: out}, {name: master}, terms, drawing)
             yield name, out
 
     def _adapted(
         self, lora: Lora, terms: Sequence[Noise], drawing: Drawing
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights, of an adapter that is perturbed."""
-        moved = {n: torch.empty_like(m) for n, m in self._master.items()}
-        blend(moved, self._master, terms, drawing)
+        with _outside_inference_mode():
+            moved = {n: torch.empty_like(m) for n, m in self._master.items()}
+            blend(moved, self._master, terms, drawing)
         plain = {n: t for n, t in self._whole.items() if not of_adapter(n)}
         bare = self._cfg.model_copy(
             update={"model": self._cfg.model.model_copy(update={"lora": None})}
