@@ -158,7 +158,7 @@ class Episode:
     length: steps from the reset on; success: None if the environment does not say; traces: int arrays
     `[length + 1, d]` by name; error: what ended it, if it failed; start: steps before what was recorded
     of it, and ret_before: the return of those, both 0 unless it is a vine; branch: of a vine, the number
-    of the rollout state that it left from, else -1."""
+    of the rollout state that it left from, else -1; facts: what the environment says of how it went."""
 
     seed: int
     ret: float
@@ -170,6 +170,7 @@ class Episode:
     start: int = 0
     ret_before: float = 0.0
     branch: int = -1
+    facts: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def ret_after(self) -> float:

@@ -333,6 +333,7 @@ class Block:
             traces,
             running.error,
             *self._began[slot],
+            facts=running.facts,
         )
 
 

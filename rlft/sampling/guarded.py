@@ -16,7 +16,8 @@ import gymnasium
 import numpy as np
 
 from rlft.errors import UserError
-from rlft.sampling.snapshot import Course, How, Snapshot, restore, take
+from rlft.sampling.actions import Actions
+from rlft.sampling.snapshot import Course, How, Snapshot, copied_actions, restore, take
 
 
 class StepTimeout(Exception):
@@ -26,15 +27,17 @@ class StepTimeout(Exception):
 @dataclass(slots=True)
 class Running:
     """The episode that an environment is in. seed, options: how it was started; actions: taken since,
-    for a snapshot by replay; traces: what `info` said of each step; error: what ended it, if it failed."""
+    for a snapshot by replay; traces: what `info` said of each step; facts: what it said at the end of how
+    the episode went; error: what ended it, if it failed."""
 
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    actions: list[Any] = field(default_factory=list)
+    actions: Actions = field(default_factory=Actions)
     traces: list[Mapping[str, Any]] = field(default_factory=list)
     ret: float = 0.0
     length: int = 0
     success: bool | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     over: bool = False
 
@@ -45,6 +48,13 @@ class Point:
 
     snapshot: Snapshot
     running: Running
+
+    def begun(self) -> Running:
+        """The episode as it was there, to go on with."""
+        episode = copied(self.running)
+        if self.snapshot.how == "replay":
+            episode.actions = copied_actions(self.snapshot.course.actions)
+        return episode
 
 
 class Guarded(gymnasium.Wrapper):
@@ -74,7 +84,7 @@ class Guarded(gymnasium.Wrapper):
             if self._last is None:
                 self._last, _ = self.env.reset()
             return self._last, {}
-        episode = self.running = copied(start.running) if isinstance(start, Point) else start
+        episode = self.running = start.begun() if isinstance(start, Point) else start
         try:
             with self._alarm:
                 if isinstance(start, Point):
@@ -120,6 +130,8 @@ class Guarded(gymnasium.Wrapper):
         episode.length += 1
         if "success" in info:
             episode.success = bool(info["success"])
+        if "facts" in info:
+            episode.facts = dict(info["facts"])
         episode.over = bool(terminated or truncated)
         return self._last, reward, bool(terminated), bool(truncated), {}
 
@@ -130,12 +142,14 @@ class Guarded(gymnasium.Wrapper):
         course = Course(
             episode.seed,
             episode.options,
-            tuple(episode.actions),
+            episode.actions,
             self._last,
             self._info,
             episode.over,
         )
-        return Point(take(self.env, course, self._how), copied(episode))
+        # The snapshot has the actions; once is enough of what may be long.
+        rest = replace(episode, actions=Actions(), traces=list(episode.traces))
+        return Point(take(self.env, course, self._how), rest)
 
     def _note(self, info: Mapping[str, Any]) -> None:
         assert self.running is not None
@@ -167,7 +181,7 @@ class Guarded(gymnasium.Wrapper):
 
 def copied(episode: Running) -> Running:
     """The same episode, to go on from independently."""
-    return replace(episode, actions=list(episode.actions), traces=list(episode.traces))
+    return replace(episode, actions=episode.actions.copy(), traces=list(episode.traces))
 
 
 class Alarm:

@@ -294,7 +294,7 @@ def _text(key: ast.expr | None) -> str | None:
 
 
 SAMPLE_KEYS = {
-    *("traces", "seed", "end"),
+    *("traces", "seed", "end", "facts"),
     *(
         "kind",
         "id",
