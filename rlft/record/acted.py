@@ -46,8 +46,7 @@ def acted(groups: Sequence[Group]) -> dict[str, float]:
         # Who says of one episode that it succeeded means of the others that they did not.
         if any(e.success is not None for e in whole):
             out["reward/success"] = sum(bool(e.success) for e in whole) / len(whole)
-        for name, values in _numbers(whole).items():
-            out[f"episode/{name}"] = float(np.mean(values))
+        out |= {f"episode/{name}": float(np.mean(xs)) for name, xs in _numbers(whole).items()}
     return out
 
 
