@@ -93,8 +93,9 @@ class Clone(Algo):
         aside = round(count * self.held_out)
         if self.held_out and not 0 < aside < count:
             raise DataError(
-                f"{self.path} has {count} games, of which held_out={self.held_out:g} leaves {count - aside} "
-                f"to learn from and {aside} aside; expected at least one each. Set algo.held_out to 0"
+                f"{self.path} has {count} games, of which held_out={self.held_out:g} leaves "
+                f"{count - aside} to learn from and {aside} aside; expected at least one each. Set "
+                f"algo.held_out to 0"
             )
         order = np.random.default_rng(cfg.seed).permutation(count).tolist()
         return order[aside:], order[:aside]

@@ -173,7 +173,7 @@ class ControlRun(Run):
         self._console.phase("evaluate", self.step)
         began = time.monotonic()
         key = self.key.child("eval")
-        groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy)
+        groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy, record=False)
         found = acted(groups)
         result = {
             f"eval/{k}": v for k, v in found.items() if k.split("/")[0] in ("reward", "episode")

@@ -121,15 +121,12 @@ class Game(gymnasium.Wrapper):
         return {name: np.array(known[name], np.int32) for name in self._traces}
 
     def _keep_facts(self) -> None:
-        b = self._blstats
-        self._turn = int(b[_TURN])
-        self._score = int(b[_SCORE])
-        depth = int(b[_DEPTH])
-        if depth > self._depth:
-            self._depth = depth
-        level = int(b[_LEVEL])
-        if level > self._level:
-            self._level = level
+        b = self._blstats.tolist()  # one call, where reading numbers of an array is one each
+        self._turn, self._score = b[_TURN], b[_SCORE]
+        if b[_DEPTH] > self._depth:
+            self._depth = b[_DEPTH]
+        if b[_LEVEL] > self._level:
+            self._level = b[_LEVEL]
         if b[_DUNGEON] == SOKOBAN:
             self._sokoban = True
 
@@ -182,6 +179,13 @@ class _Lean:
         self.last_blstats = buffers[game._blstats_index]
         self._internal_now = buffers[game._internal_index]
         self._state_now = buffers[game._program_state_index]
+        self._press = game.nethack._pynethack.step
+        self._over = game.nethack._pynethack.done
+        self._free = game.penalty_step == 0 and game.penalty_time == 0
+        # Points gained are all that is paid, and only death ends a game.
+        self._plain = self._free and type(self).__bases__[1] is tasks.NetHackScore
+        self._in_game = game.nethack._pynethack.in_normal_game
+        self._buffers = game.nethack._obs
         before = list(buffers)
         self._blstats_before = self.last_blstats.copy()
         self._internal_before = self._internal_now.copy()
@@ -192,19 +196,37 @@ class _Lean:
     def advance(self, action: int) -> tuple[float, bool, bool]:
         """(reward, whether the episode is over, whether the task was fulfilled), as NLE.step says it."""
         game: Any = self
+        if self._plain:
+            return self._advance_plain(action)
         np.copyto(self._blstats_before, self.last_blstats)
         np.copyto(self._internal_before, self._internal_now)
-        seen, done = game.nethack.step(self._keycodes[action])
+        self._press(self._keycodes[action])
+        seen, done = self._buffers, self._over()
         if not game._allow_all_modes or self._state_now[0] == 1:
             seen, done = game._perform_known_steps(seen, done, exceptions=True)
-        game._steps += 1
         game.last_observation = seen
-        status = game.StepStatus(done or game._is_episode_end(seen))
+        status = int(done or game._is_episode_end(seen))
         reward = float(game._reward_fn(self._before, action, seen, status))
         won = status > 1
         if won and not done:
             game._quit_game(seen, done)
-        return reward, bool(status), won
+        return reward, status != 0, won
+
+    def _advance_plain(self, action: int) -> tuple[float, bool, bool]:
+        game: Any = self
+        before = self.last_blstats[_SCORE]
+        self._press(self._keycodes[action])
+        done = self._over()
+        if not game._allow_all_modes or self._state_now[0] == 1:
+            _, done = game._perform_known_steps(self._buffers, done, exceptions=True)
+        gained = self.last_blstats[_SCORE] - before
+        # After the end every number is 0, which is no loss.
+        return float(gained) if gained and self._in_game() else 0.0, bool(done), False
+
+    def _get_time_penalty(self, last_observation: Any, observation: Any) -> float:
+        if self._free:
+            return 0.0
+        return super()._get_time_penalty(last_observation, observation)  # type: ignore[misc]
 
     def death(self) -> str:
         """What NetHack wrote of the last game's end into its log: `killed by a jackal`, `quit`."""

@@ -23,11 +23,15 @@ class Actions(Sequence[Any]):
         self._others: list[Any] = []
 
     def append(self, action: Any) -> None:
-        """All of an episode are whole numbers below 2**31, or none is."""
-        if isinstance(action, int | np.integer):
-            self._whole.append(int(action))
-        else:
-            self._others.append(action)
+        """Whole numbers below 2**31 are packed, as long as nothing else came before."""
+        if not self._others:
+            try:
+                self._whole.append(action)
+                return
+            except (TypeError, OverflowError):
+                self._others = list(self)
+                self._whole = array("i")
+        self._others.append(action)
 
     def copy(self) -> Actions:
         """The same so far; what is appended to either does not show in the other."""

@@ -6,6 +6,7 @@ It is a Gymnasium wrapper, so that Gymnasium's own vector environment holds it. 
 
 from __future__ import annotations
 
+import math
 import signal
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from rlft.errors import UserError
 from rlft.sampling.actions import Actions
@@ -104,25 +104,31 @@ class Guarded(gymnasium.Wrapper):
         return self._last, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        with self._alarm:
+            return *self.advance(action), {}
+
+    def advance(self, action: Any) -> tuple[Any, float, bool, bool]:
+        """A step without an alarm of its own: whoever calls it has set one."""
         episode = self.running
         if episode is None:
-            return self._last, 0.0, False, False, {}
+            return self._last, 0.0, False, False
         if episode.error:  # the reset failed: the episode ends before it began
             episode.over = True
-            return self._last, 0.0, False, True, {}
+            return self._last, 0.0, False, True
         try:
-            with self._alarm:
-                self._last, reward, terminated, truncated, info = self.env.step(action)
+            self._last, reward, terminated, truncated, info = self.env.step(action)
             reward = float(reward)
-            if not np.isfinite(reward):
+            if not math.isfinite(reward):
                 raise ValueError(f"the environment gave a reward of {reward}")
             if episode.length < 4 or terminated or truncated:
                 self._require_within_space("step")
-            self._note(info)
+            if self._names:
+                self._note(info)
         except Exception as error:
+            self._alarm.stop()
             self._failed(error)
             episode.over = True
-            return self._last, 0.0, False, True, {}
+            return self._last, 0.0, False, True
         self._info = info
         if self._how == "replay":
             episode.actions.append(action)
@@ -133,7 +139,7 @@ class Guarded(gymnasium.Wrapper):
         if "facts" in info:
             episode.facts = dict(info["facts"])
         episode.over = bool(terminated or truncated)
-        return self._last, reward, bool(terminated), bool(truncated), {}
+        return self._last, reward, bool(terminated), bool(truncated)
 
     def point(self) -> Point:
         """Where the episode is now. Raises ConfigError: it has ended, or there is no going back."""
@@ -211,10 +217,17 @@ class Alarm:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def __enter__(self) -> None:
+    def start(self) -> None:
+        """Counts from now."""
         if self._installed:
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
         if self._installed:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()

@@ -235,6 +235,7 @@ def test_commands_name_configurations_that_parse(in_root):
 # -- metrics -------------------------------------------------------------------------------------
 
 SOURCES = (
+    "rlft/loop.py",
     "rlft/run.py",
     "rlft/run_text.py",
     "rlft/run_control.py",

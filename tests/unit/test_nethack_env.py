@@ -153,3 +153,38 @@ def test_screens_are_text_colours_and_a_recording(tmp_path):
 def test_what_nethack_does_not_have_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         registry.build("env", {"name": "nethack", **wrong})
+
+
+@pytest.mark.parametrize("task", ["score", "staircase", "gold", "eat", "scout"])
+def test_rewards_are_those_of_nle(task):
+    """A game stepped by NLE itself, with the same actions."""
+    from nle import nethack
+    from nle.env import tasks
+
+    theirs = getattr(tasks, TASKS[task])(
+        actions=nethack.ACTIONS,
+        allow_all_yn_questions=True,
+        allow_all_modes=True,
+        fix_moon_phase=True,
+        max_episode_steps=10**6,
+        **({"penalty_step": 0.0} if task == "score" else {}),
+    )
+    ours = NetHack(task=task).make()
+    rng, paid = np.random.default_rng(0), 0
+    for seed in (4, 9):
+        theirs.seed(seed, seed, reseed=False)
+        theirs.reset()
+        ours.reset(seed=seed)
+        for _ in range(600):
+            action = rng.choice([*range(16), 75, 49, 60])
+            seen, reward, done, _, _ = theirs.step(action)
+            mine = ours.step(action)
+            assert np.array_equal(mine[0]["tty_chars"], seen["tty_chars"])
+            assert mine[1:3] == (reward, done)
+            paid += reward != 0
+            if done:
+                break
+    assert paid or task in (
+        "score",
+        "gold",
+    )  # which recorded games have (test_nethack_recordings.py)
