@@ -33,14 +33,20 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     if cfg.eval.at_start and not resumed:
         run.evaluate()
 
+    lag: list[float] = []
+
     async def collect(ticket: Ticket) -> tuple[StepRow, list[Group]]:
         part = run.collecting(ticket)
+        if lag:
+            part.row["time/lag_wait_s"] = lag.pop()
         return part.row, await run.algo.collect(part, ticket)
 
     tickets = run.tickets()
     run.turn()
     began = time.monotonic()
-    with prefetch(tickets, collect, ahead=cfg.max_staleness, abandon=run.abandon) as collected:
+    with prefetch(
+        tickets, collect, ahead=cfg.max_staleness, abandon=run.abandon, waited=lag.append
+    ) as collected:
         for _ticket, (row, groups) in collected:
             update = run.learn(row, groups)
             run.publish(update)

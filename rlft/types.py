@@ -132,8 +132,8 @@ class Strip:
     obs: arrays `[T, ...]` by name; action: float32 `[T, A]`; params: float32 `[T, D]`, of the
     distribution that the action was drawn from; logp, value, reward: float32 `[T]`; bootstrap: the value
     of what came after the last step, 0 if the episode terminated there; state: float32 `[H]`, what a
-    recurrent policy carried into the first step; after: the observation after the last step. Of a
-    demonstration logp, value and params are NaN.
+    recurrent policy carried into the first step, `[0]`: nothing; after: the observation after the last
+    step. Of a demonstration logp, value and params are NaN.
     """
 
     obs: Mapping[str, np.ndarray]
@@ -158,7 +158,7 @@ class Episode:
     length: steps from the reset on; success: None if the environment does not say; traces: int arrays
     `[length + 1, d]` by name; error: what ended it, if it failed; start: steps before what was recorded
     of it, and ret_before: the return of those, both 0 unless it is a vine; branch: of a vine, the number
-    of the rollout state that it left from, else -1."""
+    of the rollout state that it left from, else -1; facts: what the environment says of how it went."""
 
     seed: int
     ret: float
@@ -170,6 +170,7 @@ class Episode:
     start: int = 0
     ret_before: float = 0.0
     branch: int = -1
+    facts: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def ret_after(self) -> float:
@@ -300,7 +301,8 @@ class PolicyOut:
     value: what a critic expects from each decision on, in a term of a module that has one.
     score: float32 `[B]`, what a reward model says of each row, prompt and response; None of a policy
     that writes. A reward model writes nothing: its `logp` and `entropy` are 0. behaviour_kl: KL of the
-    distribution that each action was drawn from to the policy's, in nats, exact; of environments only.
+    distribution that each action was drawn from to the policy's, in nats, exact; top: bool, whether the
+    action is the policy's likeliest; both of environments only.
     """
 
     logp: torch.Tensor
@@ -308,6 +310,7 @@ class PolicyOut:
     value: torch.Tensor | None = None
     score: torch.Tensor | None = None
     behaviour_kl: torch.Tensor | None = None
+    top: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -14,10 +14,11 @@ from rlft.types import PolicyOut
 
 class ControlLearner(Trained):
     """Policy and critic in one engine; the critic has a learning rate of its own where they share
-    nothing."""
+    nothing. carried: of streams of demonstrations, the state `[H]` that each has arrived at."""
 
     def __init__(self, cfg: Config, policy: ActorCritic) -> None:
         self._critic = {id(p) for p in policy.value_parameters()}
+        self.carried: dict[int, torch.Tensor] = {}
         super().__init__(cfg, policy)
 
     def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -50,16 +51,25 @@ class ControlLearner(Trained):
         state: torch.Tensor | None,
         action: torch.Tensor,
         behaviour: torch.Tensor,
+        *,
+        critic_only: bool = False,
+        streams: Sequence[int] = (),
     ) -> PolicyOut:
         """What the policy says of `action [B, T, A]` on `obs [B, T, ...]`, each row from `state [B, H]`.
-        behaviour: `[B, T, D]`, parameters of the distribution that the actions were drawn from."""
-        params, value = self.engine(dict(obs), state)
+        behaviour: `[B, T, D]`, parameters of the distribution that the actions were drawn from; streams:
+        one a row, whose state after T steps is kept in `carried`."""
+        params, value, *after = self.engine(
+            dict(obs), state, carry=bool(streams), critic_only=critic_only
+        )
+        if after:
+            self.carried.update(zip(streams, after[0].detach(), strict=True))
         distribution = self.policy.distribution
         return PolicyOut(
             logp=distribution.logp(params, action),
             entropy=distribution.entropy(params),
             value=value,
             behaviour_kl=distribution.kl(behaviour, params),
+            top=(distribution.mode(params) == action).all(-1),
         )
 
     def take_in(self, obs: Mapping[str, torch.Tensor]) -> None:

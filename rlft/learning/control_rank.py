@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from rlft import registry
 from rlft.config import Config
@@ -22,6 +23,7 @@ from rlft.sampling.vector import canary_answer, canary_of
 from rlft.types import RowRef
 
 _VISITS = "visits.pkl"
+_CARRIED = "carried_{}.pt"
 
 
 class ControlRank(LearnerRank):
@@ -54,6 +56,8 @@ class ControlRank(LearnerRank):
         from safetensors.torch import save_file
 
         self._learner.save(folder / "learner_state")
+        if self._learner.carried:
+            torch.save(self._learner.carried, folder / _CARRIED.format(self._rank))
         if self._rank == 0 and self._visits.counts:
             (folder / _VISITS).write_bytes(pickle.dumps(self._visits.counts))
         tensors = {name: t.contiguous() for name, t in self._learner.full_tensors()}
@@ -65,6 +69,9 @@ class ControlRank(LearnerRank):
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. A collective."""
         self._learner.load(folder / "learner_state")
+        carried = folder / _CARRIED.format(self._rank)
+        if carried.is_file():
+            self._learner.carried = torch.load(carried, self._learner.device)
         if (folder / _VISITS).is_file():
             self._visits.counts = pickle.loads((folder / _VISITS).read_bytes())
 

@@ -54,7 +54,7 @@ def rollouts(
         params, value, after = policy.act(as_tensors(seen.obs, torch.device("cpu")), state)
         return Acted(params.numpy(), value.numpy(), None if after is None else after.numpy())
 
-    rolling = block.episodes(starts, greedy=greedy)
+    rolling = block.episodes(starts, greedy=greedy, record=False)
     acted: Any = None
     try:
         while True:

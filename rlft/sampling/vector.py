@@ -127,12 +127,16 @@ class Runner:
         return (seconds, self._version, told), strips, [left for _, left in rolled]
 
     def episodes(
-        self, starts: Sequence[Start], greedy: bool
+        self, starts: Sequence[Start], greedy: bool, record: bool = True
     ) -> tuple[tuple[float, int, list[Told]], list[Strip]]:
-        """One whole episode from each of `starts`."""
+        """One whole episode from each of `starts`. record: False gives empty strips."""
         began = time.monotonic()
-        [(pieces, _)] = self._drive([self._block(-1).episodes(starts, greedy=greedy)])
-        return (time.monotonic() - began, self._version, _told(pieces)), _strips(pieces)
+        block = self._block(-1)
+        [(pieces, _)] = self._drive([block.episodes(starts, greedy=greedy, record=record)])
+        told = _told(pieces)
+        if not record:
+            told = [replace(one, steps=one.episode.length) for one in told if one.episode]
+        return (time.monotonic() - began, self._version, told), _strips(pieces)
 
     def vines(
         self, task: Task, seeds: int, branching: Branching, key: Key

@@ -235,6 +235,7 @@ def test_commands_name_configurations_that_parse(in_root):
 # -- metrics -------------------------------------------------------------------------------------
 
 SOURCES = (
+    "rlft/loop.py",
     "rlft/run.py",
     "rlft/run_text.py",
     "rlft/run_control.py",
@@ -294,7 +295,7 @@ def _text(key: ast.expr | None) -> str | None:
 
 
 SAMPLE_KEYS = {
-    *("traces", "seed", "end"),
+    *("traces", "seed", "end", "facts"),
     *(
         "kind",
         "id",
