@@ -232,6 +232,8 @@ def list_() -> None:
         "key",
         "distance",
         "diversity",
+        "retention",
+        "probe",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))

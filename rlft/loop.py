@@ -32,6 +32,8 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
     if cfg.eval.at_start and not resumed:
         run.evaluate()
+    if cfg.probes.at_start and not resumed:
+        run.probe()
 
     async def collect(ticket: Ticket) -> tuple[StepRow, list[Group]]:
         part = run.collecting(ticket)
@@ -48,12 +50,16 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
             run.record(groups, time.monotonic() - began)
             if run.due(cfg.eval):
                 run.evaluate()
+            if run.due(cfg.probes):
+                run.probe()
+            run.probing.pick_up()
             if run.due(cfg.save) or run.records.stop:
                 run.save()
             if run.records.stop:
                 raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
             run.turn()
             began = time.monotonic()
+    run.probing.finish()
     return _result(run)
 
 

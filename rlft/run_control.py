@@ -20,8 +20,9 @@ from rlft.learning.strip_fit import Normalise, StripJob
 from rlft.record.acted import acted, samples
 from rlft.record.console import Console
 from rlft.record.summary import success
+from rlft.retention.term import terms_of
 from rlft.run import Run
-from rlft.schedule import value_at
+from rlft.schedule import coef_at, value_at
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, RowRef, Strip, Task, Ticket, WeightUpdate
@@ -39,10 +40,11 @@ class ControlRun(Run):
         tasks: TaskStream,
         held_out: Sequence[Task],
         folder: Path,
+        start: Path,
         fleet: Fleet,
         console: Console,
     ) -> None:
-        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, [])
+        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, start, [])
         self._stage = Stage(cfg, fleet, Key(cfg.seed))
 
     def fit(
@@ -125,12 +127,12 @@ class ControlRun(Run):
         ucb: float = 0.0,
         learn: bool = True,
     ) -> StripJob:
-        terms = self.algo.terms
+        terms = terms_of(self.cfg, self.algo)
         return StripJob(
             number=number,
             on_policy=np.asarray(on_policy, bool),
             terms=terms,
-            coef=tuple(value_at(t.coef, self.step, self.state) for t in terms),
+            coef=tuple(coef_at(t.coef, self.step, self.state) for t in terms),
             credit=credit,
             epochs=epochs,
             minibatches=minibatches,
@@ -143,6 +145,8 @@ class ControlRun(Run):
             target_kl=target_kl,
             ucb=ucb,
             learn=learn,
+            step=self.step,
+            taken=self.taken,
         )
 
     def _fitted(self, job: StripJob, refs: list[RowRef], members: list) -> WeightUpdate | None:
@@ -159,6 +163,7 @@ class ControlRun(Run):
         self._row.update(report.metrics)
         self._row["rows"] = len(refs)
         updates = int(report.metrics["updates"])
+        self.taken += updates - report.skipped
         self._stop_if_nonfinite(reports, members, updates)
         if report.skipped == updates:
             return None

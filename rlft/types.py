@@ -132,8 +132,9 @@ class Strip:
     obs: arrays `[T, ...]` by name; action: float32 `[T, A]`; params: float32 `[T, D]`, of the
     distribution that the action was drawn from; logp, value, reward: float32 `[T]`; bootstrap: the value
     of what came after the last step, 0 if the episode terminated there; state: float32 `[H]`, what a
-    recurrent policy carried into the first step; after: the observation after the last step. Of a
-    demonstration logp, value and params are NaN.
+    recurrent policy carried into the first step; after: the observation after the last step; slot: which
+    environment of the run stepped it, -1: none in particular; continues: its episode was under way, in
+    the strip before of that slot. Of a demonstration logp, value and params are NaN.
     """
 
     obs: Mapping[str, np.ndarray]
@@ -145,6 +146,8 @@ class Strip:
     bootstrap: float
     state: np.ndarray | None
     after: Mapping[str, np.ndarray]
+    slot: int = -1
+    continues: bool = False
 
 
 End = Literal["terminated", "truncated", "cut", "error"]
@@ -301,6 +304,7 @@ class PolicyOut:
     score: float32 `[B]`, what a reward model says of each row, prompt and response; None of a policy
     that writes. A reward model writes nothing: its `logp` and `entropy` are 0. behaviour_kl: KL of the
     distribution that each action was drawn from to the policy's, in nats, exact; of environments only.
+    teacher_kl: KL of a teacher's distribution to the policy's, in nats, where a term asks for it.
     """
 
     logp: torch.Tensor
@@ -308,6 +312,7 @@ class PolicyOut:
     value: torch.Tensor | None = None
     score: torch.Tensor | None = None
     behaviour_kl: torch.Tensor | None = None
+    teacher_kl: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"
@@ -324,12 +329,16 @@ class LossFn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is."""
+    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is.
+
+    module: `policy` and `critic` say whose decisions a loss reads; of retention, `buffer` learns from
+    states of its own beside the batch, and `weights` is a function of the weights alone.
+    """
 
     name: str
     fn: LossFn
     coef: Any = 1.0
-    module: Literal["policy", "critic"] = "policy"
+    module: Literal["policy", "critic", "buffer", "weights"] = "policy"
 
     @property
     def needs(self) -> frozenset[str]:
