@@ -23,6 +23,7 @@ from many_runs import model_of, one_cluster, run_once
 from envs.minigrid.demonstrations import demonstrations
 from envs.two_stage import TwoStage
 from rlft.demonstrations import write
+from rlft.record.forgetting import curve
 from rlft.record.transfer import area, backward_transfer, forward_transfer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "forgetting"
@@ -82,11 +83,6 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
     if failed := [r for r in rows if "failed" in r]:
         raise SystemExit(f"{folder}: probes failed: {failed[0]['failed']}")
     return rows
-
-
-def curve(rows: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values); a stage that nobody reached has no number."""
-    return np.array([r["step"] for r in rows]), np.array([r.get(name, 0.0) for r in rows])
 
 
 def table(seeds: list[int], arms: list[str], out: Path) -> str:

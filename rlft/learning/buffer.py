@@ -36,6 +36,7 @@ class Buffer:
         self.memory = Memory(count, protected={**_named(obs), "action": _joined(strips, "action")})
         self._teacher = None if teacher is None else teacher.params(strips, carry=False)
         self._loss = NegativeLogLikelihood() if teacher is None else KLToTeacher()
+        self._there: dict[str, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.memory)
@@ -79,7 +80,10 @@ class Buffer:
         return found
 
     def _held(self, at: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        held = {n: torch.from_numpy(x).to(at.device)[at] for n, x in self.memory.columns.items()}
+        if not self._there:  # once: nothing is added to it
+            columns = self.memory.columns.items()
+            self._there = {n: torch.from_numpy(x).to(at.device) for n, x in columns}
+        held = {n: x[at] for n, x in self._there.items()}
         action = held.pop("action")
         return {n.removeprefix("obs/"): x for n, x in held.items()}, action
 

@@ -1,8 +1,11 @@
 """A run that keeps what its start policy knows: every term at once, resumed bit for bit."""
 
+import json
+
 import pytest
 import torch
 from small_runs import metrics, weights
+from small_runs import run as run_text
 
 from envs.minigrid import MiniGrid
 from envs.minigrid.demonstrations import demonstrations
@@ -28,6 +31,12 @@ BASE = {
 }  # fmt: skip
 
 
+def rows_of(folder):
+    """The probes of a run, without their clock."""
+    rows = [json.loads(line) for line in (folder / "probes.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
 def test_every_term_is_in_the_metrics_and_a_resumed_run_is_the_whole_one(tmp_path):
     recipe = MiniGrid(configurations=4, max_steps=20, view="dict")
     write(tmp_path / "demos.npz", demonstrations(recipe, 4)[0])
@@ -39,8 +48,14 @@ def test_every_term_is_in_the_metrics_and_a_resumed_run_is_the_whole_one(tmp_pat
         {"name": "l2", "coef": 0.01},
     ]  # fmt: skip
 
+    probes = [
+        {"name": "restart", "env": {"held_out_start": "other_room"}, "tasks": 4, "called": "moved"},
+        {"name": "teacher_likelihood", "path": path},
+    ]
+
     def run(name, *, resume=False, **changes):
-        cfg = parse_config({**BASE, "retention": retention, **changes}, "keeping")
+        kept = {"retention": retention, "probes": {"every": 2, "fns": probes}}
+        cfg = parse_config({**BASE, **kept, **changes}, "keeping")
         train(cfg, tmp_path / name, resume=resume)
         return metrics(tmp_path / name)
 
@@ -62,7 +77,38 @@ def test_every_term_is_in_the_metrics_and_a_resumed_run_is_the_whole_one(tmp_pat
         if name.startswith("memory."):
             assert torch.equal(start[name], half[name]), f"{name} was frozen"
             assert not torch.equal(start[name], end[name]), f"{name} was thawed"
+    probed = rows_of(tmp_path / "whole")
+    assert [row["step"] for row in probed] == [0, 2, 4]
+    assert all({"moved/success", "teacher/logp"} <= set(row) for row in probed)
+    assert probed[0]["teacher/logp"] < probed[-1]["teacher/logp"], "it was cloned"
+    assert not list((tmp_path / "whole/probes").iterdir()), "what was measured is gone"
+    assert "<h2>Forgetting</h2>" in (tmp_path / "whole/report.html").read_text()
     run("halves", steps=2)
     assert run("halves", resume=True) == whole
+    assert rows_of(tmp_path / "halves") == probed
     for name, tensor in weights(tmp_path / "halves", 4).items():
         assert torch.equal(tensor, end[name]), name
+
+
+def test_a_language_model_keeps_what_it_is_told_to(tmp_path, tiny_model):
+    texts = [{"text": f"{a}+{b}=c{a + b}"} for a, b in ((347, 285), (12, 7), (1, 9), (88, 10))]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    retention = [
+        {"name": "kickstarting", "top_k": 4},
+        {"name": "text_replay", "path": str(path), "batch": 2},
+        {"name": "ewc", "coef": 5.0, "path": str(path)},
+        {"name": "reference", "coef": 0.05},
+    ]
+    probes = {"every": 1, "fns": [{"name": "text_forgetting", "path": str(path)}]}
+    run_text(tmp_path / "run", tiny_model, steps=2, retention=retention, probes=probes)
+    rows = metrics(tmp_path / "run")
+    names = {"loss/kickstarting", "loss/text_replay", "loss/ewc", "loss/reference", "loss/policy"}
+    assert all(names <= set(row) for row in rows)
+    assert rows[0]["loss/ewc"] >= 0
+    assert rows[1]["loss/ewc"] > rows[0]["loss/ewc"]
+    probed = rows_of(tmp_path / "run")
+    assert probed[0]["text/kl"] == pytest.approx(0, abs=1e-6)
+    assert probed[0]["text/soft_ce"] == pytest.approx(probed[0]["text/entropy"], rel=1e-6)
+    assert probed[-1]["text/kl"] > 1e-6
+    assert probed[-1]["text/entropy"] == pytest.approx(probed[0]["text/entropy"], rel=1e-6)

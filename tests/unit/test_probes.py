@@ -16,6 +16,7 @@ from rlft.errors import ConfigError, DataError
 from rlft.policy.actor_critic import load_policy, new_policy
 from rlft.probes import Restart, TeacherLikelihood
 from rlft.probes.probe import Subject
+from rlft.record.forgetting import curve, forgetting_html, lines, probe_charts
 from rlft.record.transfer import area, backward_transfer, forward_transfer
 from rlft.seeding import Key
 
@@ -128,3 +129,40 @@ def test_transfer_is_that_of_its_papers():
     assert forward_transfer(0.4, 0.5) == pytest.approx(-0.2)
     assert np.isnan(forward_transfer(1.0, 1.0))
     assert backward_transfer(0.9, 0.3) == pytest.approx(-0.6)
+
+
+ROWS = [
+    {"step": 0, "far/success": 0.9, "far/stage_2": 0.9, "time/probe_s": 1.0},
+    {"step": 5, "failed": "it <died>"},
+    {"step": 10, "far/success": 0.3},
+    {"step": 20, "far/success": 0.6, "far/stage_2": 0.6},
+]
+
+
+def test_the_report_shows_the_curve_and_what_was_lost():
+    assert curve(ROWS, "far/success")[0].tolist() == [0, 10, 20]
+    assert curve(ROWS, "far/stage_2")[1].tolist() == [0.9, 0.0, 0.6], "nobody came there: 0"
+    html = "".join(forgetting_html(ROWS))
+    cells = "<td>0.900</td><td>0.300</td><td>0.900</td><td>0.600</td><td>-0.300</td>"
+    assert f"<td>far/success</td>{cells}" in html
+    assert "it &lt;died&gt;" in html
+    [chart] = probe_charts(ROWS)
+    assert chart.title == "Probe: far"
+    assert not list(forgetting_html([])) + probe_charts([])
+
+
+def test_the_command_prints_both_transfers(tmp_path):
+    for name, scale in (("ours", 1.0), ("scratch", 0.5)):
+        (tmp_path / name).mkdir()
+        rows = [{"step": r["step"], "far/success": scale * r["far/success"]}
+                for r in ROWS if "failed" not in r]  # fmt: skip
+        (tmp_path / name / "probes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    said = list(lines(tmp_path / "ours", "far/success", tmp_path / "scratch"))
+    assert said[1].split() == ["far/success", "0.900", "0.300", "0.600", "-0.300"]
+    ours = area([0, 10, 20], [0.9, 0.3, 0.6])
+    expected = forward_transfer(ours, ours / 2)
+    assert said[2].startswith(f"forward transfer of far/success: {expected:.3f}")
+    with pytest.raises(ConfigError, match="Did you mean 'far/success'"):
+        list(lines(tmp_path / "ours", "far/sucess", tmp_path / "scratch"))
+    with pytest.raises(ConfigError, match=r"no probes\.jsonl"):
+        list(lines(tmp_path, None, None))
