@@ -69,6 +69,15 @@ class Sampler(Section):
     gpus: Annotated[float, Field(ge=0)] = Field(default=0, description="GPUs per sampler")
 
 
+class Freeze(Section):
+    """Weights that are held still."""
+
+    names: list[str] = Field(
+        min_length=1, description="patterns of parameter names, such as policy_encoder.*"
+    )
+    until: Positive | None = Field(default=None, description="steps of the run; null: always")
+
+
 class Learner(Section):
     """Learner ranks and their optimizer."""
 
@@ -86,6 +95,7 @@ class Learner(Section):
         default={}, description="DeepSpeed configuration, passed through; our required keys win"
     )
     gpus: Annotated[float, Field(ge=0)] = Field(default=0, description="GPUs per rank: 0 or 1")
+    freeze: list[Freeze] = Field(default=[], description="weights that do not move, for a while")
 
 
 class Reward(Section):
@@ -167,6 +177,17 @@ class Evaluate(Section):
     )
 
 
+class Probes(Section):
+    """What the policy still knows, measured beside the run."""
+
+    every: Natural = Field(default=0, description="steps between probes; 0: never on the way")
+    at_start: bool = True
+    at_end: bool = True
+    fns: list[Plugin] = Field(default=[], description="the probes")
+    threads: Positive = Field(default=1, description="of the actor that probes")
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
 class Save(Section):
     """Checkpoints."""
 
@@ -215,6 +236,7 @@ class Deadlines(Section):
     learn: Annotated[float, Field(gt=0)] = 3600
     publish: Annotated[float, Field(gt=0)] = 600
     save: Annotated[float, Field(gt=0)] = 1200
+    probe: Annotated[float, Field(gt=0)] = 3600
     notice: Annotated[float, Field(gt=0)] = Field(
         default=30, description="seconds until a wait is mentioned on the console"
     )
@@ -254,12 +276,16 @@ class Config(Section):
     )
     algo: Plugin
     env: Plugin
+    retention: list[Plugin] = Field(
+        default=[], description="terms that keep what the start policy knows"
+    )
     model: Model = Model()
     sampler: Sampler = Sampler()
     runner: Runner = Runner()
     learner: Learner = Learner()
     rewards: Rewards = Rewards()
     eval: Evaluate = Evaluate()
+    probes: Probes = Probes()
     save: Save = Save()
     record: Record = Record()
     guards: Guards = Guards()

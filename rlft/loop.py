@@ -32,6 +32,8 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
     if cfg.eval.at_start and not resumed:
         run.evaluate()
+    if cfg.probes.at_start and not resumed:
+        run.probe()
 
     lag: list[float] = []
 
@@ -54,6 +56,9 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
             run.record(groups, time.monotonic() - began)
             if run.due(cfg.eval):
                 run.evaluate()
+            if run.due(cfg.probes):
+                run.probe()
+            run.probing.pick_up()
             if run.due(cfg.save) or run.records.stop:
                 run.save()
             if run.records.stop:
@@ -62,6 +67,7 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
                 break
             run.turn()
             began = time.monotonic()
+    run.probing.finish()
     return _result(run)
 
 

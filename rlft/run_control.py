@@ -20,8 +20,9 @@ from rlft.learning.strip_fit import Normalise, StripJob
 from rlft.record.acted import acted, samples
 from rlft.record.console import Console
 from rlft.record.summary import success
+from rlft.retention.term import terms_of
 from rlft.run import Run
-from rlft.schedule import value_at
+from rlft.schedule import coef_at, value_at
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, RowRef, Strip, Task, Ticket, WeightUpdate
@@ -39,10 +40,11 @@ class ControlRun(Run):
         tasks: TaskStream,
         held_out: Sequence[Task],
         folder: Path,
+        start: Path,
         fleet: Fleet,
         console: Console,
     ) -> None:
-        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, [])
+        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, start, [])
         self._stage = Stage(cfg, fleet, Key(cfg.seed))
 
     def fit(
@@ -128,15 +130,17 @@ class ControlRun(Run):
 
     def _job(self, number: np.ndarray, on_policy: Sequence[bool], **how: Any) -> StripJob:
         """how: the other fields of a job, but for those that the run knows."""
-        terms = self.algo.terms
+        terms = terms_of(self.cfg, self.algo)
         return StripJob(
             number=number,
             on_policy=np.asarray(on_policy, bool),
             terms=terms,
-            coef=tuple(value_at(t.coef, self.step, self.state) for t in terms),
+            coef=tuple(coef_at(t.coef, self.step, self.state) for t in terms),
             key=self.key.child("fit", self.step),
             lr=value_at(self.cfg.learner.lr, self.step),
             token_budget=self.cfg.learner.token_budget,
+            step=self.step,
+            taken=self.taken,
             **how,
         )
 
@@ -154,6 +158,7 @@ class ControlRun(Run):
         self._row.update(report.metrics)
         self._row["rows"] = len(refs)
         updates = int(report.metrics["updates"])
+        self.taken += updates - report.skipped
         self._stop_if_nonfinite(reports, members, updates)
         if report.skipped == updates:
             return None

@@ -133,7 +133,8 @@ class Strip:
     distribution that the action was drawn from; logp, value, reward: float32 `[T]`; bootstrap: the value
     of what came after the last step, 0 if the episode terminated there; state: float32 `[H]`, what a
     recurrent policy carried into the first step, `[0]`: nothing; after: the observation after the last
-    step. Of a demonstration logp, value and params are NaN.
+    step; slot: which environment of the run stepped it, -1: none in particular; continues: its episode was
+    under way, in the strip before of that slot. Of a demonstration logp, value and params are NaN.
     """
 
     obs: Mapping[str, np.ndarray]
@@ -145,6 +146,8 @@ class Strip:
     bootstrap: float
     state: np.ndarray | None
     after: Mapping[str, np.ndarray]
+    slot: int = -1
+    continues: bool = False
 
 
 End = Literal["terminated", "truncated", "cut", "error"]
@@ -303,6 +306,7 @@ class PolicyOut:
     that writes. A reward model writes nothing: its `logp` and `entropy` are 0. behaviour_kl: KL of the
     distribution that each action was drawn from to the policy's, in nats, exact; top: bool, whether the
     action is the policy's likeliest; both of environments only.
+    teacher_kl: KL of a teacher's distribution to the policy's, in nats, where a term asks for it.
     """
 
     logp: torch.Tensor
@@ -311,6 +315,7 @@ class PolicyOut:
     score: torch.Tensor | None = None
     behaviour_kl: torch.Tensor | None = None
     top: torch.Tensor | None = None
+    teacher_kl: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"
@@ -327,12 +332,16 @@ class LossFn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is."""
+    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is.
+
+    module: `policy` and `critic` say whose decisions a loss reads; of retention, `buffer` learns from
+    states of its own beside the batch, and `weights` is a function of the weights alone.
+    """
 
     name: str
     fn: LossFn
     coef: Any = 1.0
-    module: Literal["policy", "critic"] = "policy"
+    module: Literal["policy", "critic", "buffer", "weights"] = "policy"
 
     @property
     def needs(self) -> frozenset[str]:

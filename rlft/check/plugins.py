@@ -13,6 +13,8 @@ from rlft.algo import Algo
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.not_built import refused
+from rlft.probes.probe import check_probes
+from rlft.retention.term import check_retention
 from rlft.rewards.judge import self_judging
 
 
@@ -54,6 +56,8 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
             f"their GPUs: set cluster.placement=disaggregated, or max_staleness=0"
         )
     algo.suits(cfg)
+    check_retention(cfg, algo, env)
+    check_probes(cfg, algo, env)
     _ship_by_value()
     return algo, env
 

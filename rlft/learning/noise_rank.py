@@ -144,8 +144,6 @@ class NoiseRank:
         """Writes the master, and a Hugging Face folder in the model's dtype."""
         from safetensors.torch import save_file
 
-        from rlft.record.hf_folder import write_hf_folder
-
         state = folder / "learner_state"
         state.mkdir(parents=True)
         master = {n: t.cpu().contiguous() for n, t in self._master.items()}
@@ -155,10 +153,14 @@ class NoiseRank:
                 {n: t.cpu().contiguous() for n, t in self._best.items()}, state / "best.safetensors"
             )
         (state / "start.json").write_text(json.dumps({"hash": self._anchor.digest()}))
+        self.write_model(folder / "model")
+
+    def write_model(self, folder: Path) -> None:
+        """Writes a Hugging Face folder in the model's dtype."""
+        from rlft.record.hf_folder import write_hf_folder
+
         dtype = getattr(torch, self._cfg.model.dtype)
-        write_hf_folder(
-            folder / "model", ((n, t.to(dtype)) for n, t in self._whole()), self._folder
-        )
+        write_hf_folder(folder, ((n, t.to(dtype)) for n, t in self._whole()), self._folder)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

@@ -18,9 +18,11 @@ from rlft.credit.decision import Credit, Seen
 from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
 from rlft.learning.objective import Sums, objective
+from rlft.learning.retained import Retained, coefs, told
 from rlft.learning.visits import Visits
 from rlft.losses.corrected import with_effective_share
 from rlft.policy.actor_critic import Normaliser
+from rlft.schedule import Decay
 from rlft.seeding import Key
 from rlft.types import Batch, PolicyOut, Strip, Term
 
@@ -34,7 +36,8 @@ class StripJob:
     number: float32 `[rows]`, what the algorithm says of each strip, NaN: nothing; on_policy: bool
     `[rows]`; coef: each term's coefficient this step; key: of the order of minibatches; normalise: over
     what advantages get mean 0 and deviation 1; target_kl: no further epoch once the policy has moved by
-    so many nats a step; unit: what a minibatch is made of; token_budget: steps of one forward.
+    so many nats a step; unit: what a minibatch is made of; token_budget: steps of one forward; step: of the
+    run, and taken: optimizer steps of it, both before this fit.
     reward_clip: rewards beyond it count as it; critic_only: the policy stays as it is.
     stream, minibatch: int `[rows]`, of demonstrations that are read window after window: minibatch number
     m holds the next window of each stream, and a row without a state begins in the state that its stream
@@ -44,7 +47,7 @@ class StripJob:
     number: np.ndarray
     on_policy: np.ndarray
     terms: tuple[Term, ...]
-    coef: tuple[float, ...]
+    coef: tuple[float | Decay, ...]
     credit: Credit | None
     epochs: int
     minibatches: int
@@ -61,6 +64,8 @@ class StripJob:
     critic_only: bool = False
     stream: np.ndarray | None = None
     minibatch: np.ndarray | None = None
+    step: int = 0
+    taken: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +82,7 @@ class _Table:
     row: torch.Tensor
     adv: torch.Tensor
     ret: torch.Tensor
+    teacher: torch.Tensor | None = None
 
 
 def fit_strips(
@@ -86,13 +92,17 @@ def fit_strips(
     strips: Sequence[Strip],
     visits: Visits | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    retained: Retained | None = None,
 ) -> FitReport:
-    """Runs the updates of `job`; every rank holds all of `strips`. visits: counted so far. A
-    collective."""
+    """Runs the updates of `job`; every rank holds all of `strips`. visits: counted so far; retained: for
+    the terms of retention. A collective."""
+    retained = retained or Retained()
+    learner.begin(job.step)
     lengths = np.array([len(s.reward) for s in strips])
     if learner.state_size or getattr(job.credit, "anew", False):
         job = replace(job, unit="strip")  # order matters
     table = _table(strips, lengths, job, learner.device)
+    table.teacher = retained.teacher_params(strips)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     metrics: dict[str, float] = {}
     anew = job.credit is not None and getattr(job.credit, "anew", False)
@@ -108,6 +118,8 @@ def fit_strips(
             applied, guilty = _update(
                 *(learner, job, rank, table, strips, starts, chosen, sums, moved, returns),
                 first=done == 0,
+                taken=job.taken + updates - skipped,
+                retained=retained,
             )
             updates += 1
             skipped += not applied
@@ -131,8 +143,8 @@ def fit_strips(
     metrics |= {"lr": job.lr, "skipped_updates": float(skipped), "updates": float(updates)}
     if job.critic_lr is not None:
         metrics["critic/lr"] = job.critic_lr
-    coefs = zip(job.terms, job.coef, strict=True)
-    metrics.update({f"coef/{term.name}": coef for term, coef in coefs if coef != 1.0})
+    last = coefs(job, job.taken + max(0, updates - skipped - 1))
+    metrics.update({f"coef/{name}": coef for name, coef in told(job.terms, last, job.coef)})
     return FitReport(metrics, skipped, tuple(sorted(nonfinite)))
 
 
@@ -232,6 +244,8 @@ def _update(
     moved: Sums,
     returns: Sums,
     first: bool,
+    taken: int,
+    retained: Retained,
 ) -> tuple[bool, set[int]]:
     """One optimizer step; returns whether it was applied, and the strips whose loss is not finite."""
     lengths = np.diff(starts)
@@ -244,6 +258,7 @@ def _update(
         adv = table.adv[torch.from_numpy(index[mask]).to(table.adv.device)]
         scale = (adv.mean(), adv.std() + 1e-8)
     guilty: set[int] = set()
+    now = list(zip(job.terms, coefs(job, taken), strict=True))
     for chunk in mine:
         index, mask = _places(chunk, starts, job.unit)
         at = torch.from_numpy(index).to(learner.device)
@@ -253,8 +268,9 @@ def _update(
         if learner.state_size:
             state = _states(strips, chunk, job, learner)
         with torch.set_grad_enabled(job.learn):
+            teacher = None if table.teacher is None else table.teacher[at]
             out = learner.forward(
-                *(obs, state, table.action[at], table.params[at]),
+                *(obs, state, table.action[at], table.params[at], teacher),
                 critic_only=job.critic_only,
                 streams=() if job.stream is None else job.stream[chunk].tolist(),
             )
@@ -287,8 +303,7 @@ def _update(
             old_value=old_value_BT,
         )
         rows = table.row[at[:, 0]].tolist()
-        terms = zip(job.terms, job.coef, strict=True)
-        loss, bad = objective(terms, "policy", rows, out, batch, float(max(count, 1)), sums)
+        loss, bad = objective(now, "policy", rows, out, batch, float(max(count, 1)), sums)
         guilty |= bad
         if job.learn:
             learner.backward(loss)
@@ -305,6 +320,7 @@ def _update(
                 sums.largest("mismatch/max_logp_gap", gap.abs(), known)
     if not job.learn:
         return True, guilty
+    retained.add(learner, now, taken, rank, sums)
     applied, norm = learner.step(job.lr, job.critic_lr)
     sums.add("grad_norm", norm if applied else 0.0, float(applied))
     return applied, guilty

@@ -9,7 +9,7 @@ does it: seeds and noise come from the work's own key.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -139,6 +139,7 @@ class Block:
         rng = np.random.default_rng(key.seed())
         record = _Record(self.size, steps)
         firsts = [0] * self.size
+        under_way = [env.running.length > 0 for env in self._envs]
         pieces: list[Piece] = []
         for t in range(steps):
             seen = Seen(self._obs, self._state)
@@ -161,8 +162,9 @@ class Block:
                     upto, bootstrap = t, float(acted.value[slot])
                 after = {k: x[slot].copy() for k, x in self._obs.items()}
                 strip = record.strip(slot, firsts[slot], upto, bootstrap, after, self.choice)
+                strip = replace(strip, slot=int(slot), continues=under_way[slot])
                 pieces.append(Piece(strip, int(slot), episode.end, episode))
-                firsts[slot] = t + 1
+                firsts[slot], under_way[slot] = t + 1, False
                 episodes[slot] += 1
                 self._envs[slot].begin(_running(task_of(slot, episodes[slot])))
                 self._began[slot] = (0, 0.0)
@@ -175,6 +177,7 @@ class Block:
                 strip = record.strip(
                     slot, firsts[slot], steps, float(value[slot]), after, self.choice
                 )
+                strip = replace(strip, slot=slot, continues=under_way[slot])
                 pieces.append(Piece(strip, slot, "cut", None))
         self.number += 1
         points = tuple(env.point() for env in self._envs)

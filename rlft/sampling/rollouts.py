@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,27 @@ def rollouts(
     env: the plug-in. An episode's randomness depends on `key`, the configuration's place and the
     episode's number alone.
     """
+
+    def starts(block: Block, policy: Any) -> list[Start]:
+        return [
+            Start(task, key.child(place, j).seed(63))
+            for place, task in enumerate(tasks)
+            for j in range(n)
+        ]
+
+    episodes = played(env, folder, starts, greedy=greedy, envs=envs)
+    return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
+
+
+def played(
+    env: Any,
+    folder: Path,
+    starts: Callable[[Block, Any], Sequence[Start]],
+    *,
+    greedy: bool = False,
+    envs: int = 32,
+) -> list[Episode]:
+    """One episode from each start that `starts` makes with the block of environments and the policy."""
     one = env.make()
     policy = load_policy(folder, one).eval()
     choice = choice_of(policy, one.action_space, torch.device("cpu"))
@@ -42,11 +63,6 @@ def rollouts(
         how=getattr(env, "snapshots", "copy"),
         solved_above=getattr(env, "solved_above", None),
     )
-    starts = [
-        Start(task, key.child(place, j).seed(63))
-        for place, task in enumerate(tasks)
-        for j in range(n)
-    ]
 
     @torch.inference_mode()
     def act(seen: Seen) -> Acted:
@@ -54,7 +70,7 @@ def rollouts(
         params, value, after = policy.act(as_tensors(seen.obs, torch.device("cpu")), state)
         return Acted(params.numpy(), value.numpy(), None if after is None else after.numpy())
 
-    rolling = block.episodes(starts, greedy=greedy, record=False)
+    rolling = block.episodes(starts(block, policy), greedy=greedy, record=False)
     acted: Any = None
     try:
         while True:
@@ -63,5 +79,4 @@ def rollouts(
         pieces, _ = end.value
     finally:
         block.close()
-    episodes = [piece.episode for piece in pieces]
-    return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
+    return [piece.episode for piece in pieces]

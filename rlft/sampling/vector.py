@@ -122,7 +122,7 @@ class Runner:
         strips: list[Strip] = []
         for number, (pieces, _) in zip(blocks, rolled, strict=True):
             told += [replace(one, slot=number * envs + one.slot) for one in _told(pieces)]
-            strips += _strips(pieces)
+            strips += [replace(s, slot=number * envs + s.slot) for s in _strips(pieces)]
         seconds = time.monotonic() - began
         return (seconds, self._version, told), strips, [left for _, left in rolled]
 

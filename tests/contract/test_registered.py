@@ -137,7 +137,7 @@ def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
     "kind",
     [
         *("algo", "env", "engine", "loss", "advantage", "reward", "stabiliser", "correction"),
-        *("preference", "check", "key", "distance", "diversity"),
+        *("preference", "check", "key", "distance", "diversity", "retention", "probe"),
     ],
 )
 def test_everything_says_what_it_is(kind):
