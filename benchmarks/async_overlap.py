@@ -115,6 +115,8 @@ class _StandIn:
     def ask(self, questions: Any, what: str, deadline_s: float) -> list[Any]:
         return self._answers[what]
 
+    hosts = ()
+
     def was_busy(self, role: str, seconds: float) -> None:
         pass
 
@@ -123,7 +125,8 @@ def driver(samplers: int, prompts: int, group: int) -> float:
     """Seconds of the driver's own work for one step."""
     from rlft import registry
     from rlft.batch import plan
-    from rlft.collect import Collector, _shares
+    from rlft.cluster.fleet import shares
+    from rlft.collect import Collector
     from rlft.config import parse_config
     from rlft.credit import group_relative
     from rlft.filters import drop_flat, members_of, rewards_of
@@ -150,11 +153,11 @@ def driver(samplers: int, prompts: int, group: int) -> float:
     rng = np.random.default_rng(0)
     heads = [
         (0.0, 3, [("12+34=46", 9, False, (3, 3)) for _ in range(len(share) * group)])
-        for share in _shares(prompts, samplers)
+        for share in shares(prompts, samplers)
     ]
     scored = [
         Scored([Outcome("value", float(r)) for r in rng.integers(0, 2, len(share))], 0, "")
-        for share in _shares(prompts * group, 8)
+        for share in shares(prompts * group, 8)
     ]
     fleet: Any = _StandIn(samplers, {"rollout": [(h, None) for h in heads], "reward": scored})
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +175,7 @@ def driver(samplers: int, prompts: int, group: int) -> float:
         kept = drop_flat(groups)
         group_relative(*rewards_of(kept))
         clock.append(("advantages", time.perf_counter()))
-        lengths = [m.prompt_len + m.num_tokens for m in members_of(kept)[0]]
+        lengths = [m.length for m in members_of(kept)[0]]
         plan(lengths, world=64, budget=16384)
         clock.append(("micro-batches", time.perf_counter()))
         gc.unfreeze()

@@ -180,23 +180,23 @@ def step_reward(completion: str, task: Task) -> dict[str, Any]:
     return {**reward(completion, task), "steps": steps}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(characters: str = CHARACTERS, max_length: int = 64) -> PreTrainedTokenizerFast:
     """One token per character; decoding adds no spaces; nothing is added when encoding."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {token: i for i, token in enumerate((PAD, BOS, EOS, UNK, *CHARACTERS))}
-    characters = Tokenizer(models.WordLevel(vocab, unk_token=UNK))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    characters.decoder = decoders.Fuse()
+    vocab = {token: i for i, token in enumerate((PAD, BOS, EOS, UNK, *characters))}
+    by_character = Tokenizer(models.WordLevel(vocab, unk_token=UNK))
+    by_character.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    by_character.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=characters,
+        tokenizer_object=by_character,
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNK,
         clean_up_tokenization_spaces=False,
-        model_max_length=64,
+        model_max_length=max_length,
     )
 
 

@@ -135,7 +135,8 @@ def assemble(rows: Sequence[Row], pad_id: int, packed: int = 0) -> Inputs:
     behind each other, 0 if not. No rows: one row of padding with nothing to train."""
     num = max(1, len(rows))
     length = max((len(r.ids) for r in rows), default=2)
-    decisions = max((len(r.ids) - r.prompt_len for r in rows), default=1)
+    chosen = [_decisions(r) for r in rows]
+    decisions = max((len(at) for at in chosen), default=1)
     sequences = sequences_for(length, packed)
     begins = [sequences.add(i, len(r.ids)) if packed else 0 for i, r in enumerate(rows)]
     if packed and rows:
@@ -147,14 +148,14 @@ def assemble(rows: Sequence[Row], pad_id: int, packed: int = 0) -> Inputs:
     mask = np.zeros((num, decisions), bool)
     sample_logp = np.full((num, decisions), np.nan, np.float32)
     for index, (row, begin) in enumerate(zip(rows, begins, strict=True)):
-        chosen, end = len(row.ids) - row.prompt_len, begin + len(row.ids)
+        num_chosen, end = len(chosen[index]), begin + len(row.ids)
         at = place.get(index, index)
         ids[at, begin:end] = row.ids
         within[at, begin:] = np.arange(length - begin)  # the row that comes next begins anew
         within[at, end:] = np.arange(length - end)
-        position[index, :chosen] = np.arange(begin + row.prompt_len, end)
-        mask[index, :chosen] = True
-        sample_logp[index, :chosen] = row.sample_logp
+        position[index, :num_chosen] = begin + chosen[index]
+        mask[index, :num_chosen] = True
+        sample_logp[index, :num_chosen] = row.sample_logp[row.decisions]
     packing = None
     if packed and rows:
         sequence = np.array([place[i] for i in range(num)], np.int64)
@@ -166,3 +167,9 @@ def assemble(rows: Sequence[Row], pad_id: int, packed: int = 0) -> Inputs:
         sample_logp=torch.from_numpy(sample_logp),
         packing=packing,
     )
+
+
+def _decisions(row: Row) -> np.ndarray:
+    """Where in the row's tokens its decisions are: what an environment wrote is none, so that losses,
+    credit and lengths never see it."""
+    return row.prompt_len + np.arange(len(row.ids) - row.prompt_len)[row.decisions]

@@ -6,26 +6,24 @@ put them; a trajectory knows where.
 
 from __future__ import annotations
 
-import itertools
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
-from ray import cloudpickle
 
-from rlft.cluster.fleet import Fleet, Question
+from rlft.cluster.fleet import Fleet, Question, shares
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.learning.noise import Drawing, Noise
 from rlft.policy.text import Text
 from rlft.reference import Demo, Wanted, demo_member, demo_row, sampled_member, wanted
+from rlft.rewards.item import items
 from rlft.rewards.places import joined, places
 from rlft.rewards.scorer import Scored
 from rlft.sampling.sampler import Ask
 from rlft.seeding import Key
-from rlft.types import Attempt, Group, Guide, Outcome, RowRef, Sampling, Task, Trajectory
+from rlft.turns import Table, added
+from rlft.types import Group, Guide, Outcome, RowRef, Sampling, Task, Trajectory
 
 
 class Collector:
@@ -34,6 +32,8 @@ class Collector:
     def __init__(self, cfg: Config, fleet: Fleet, text: Text) -> None:
         self._cfg, self._fleet, self._text = cfg, fleet, text
         self._places = places(cfg.rewards)
+        self._table = Table(cfg, fleet, text)
+        self._heard: list[Scored] = []
 
     def sample(
         self,
@@ -44,25 +44,37 @@ class Collector:
         max_tokens: int | None,
         guide: Guide | None = None,
     ) -> list[Group]:
-        """Group `i` holds `n` completions of `tasks[i]`; see `Collecting.rollout`."""
+        """Group `i` holds `n` completions of `tasks[i]`; see `Collecting.rollout`.
+
+        Of an environment that answers back they are episodes, which have their outcome already.
+        """
         if not self._fleet.samplers:
             raise ConfigError("this samples, but sampler.num is 0; set it to at least 1")
         sampling = self._sampling(greedy, max_tokens)
+        if self._fleet.hosts:
+            if guide is not None:
+                raise ConfigError(
+                    "the algorithm begins answers with demonstrations, which is not built for an "
+                    "environment that answers back; use one without, such as grpo, ppo or sft"
+                )
+            groups, told = self._table.play(tasks, n, key, sampling)
+            self._heard += told
+            return groups
         asked = [
             self._wanted(
                 task, [key.child(place, j).seed(31) for j in range(n)], sampling, guide, place
             )
             for place, task in enumerate(tasks)
         ]
-        shares = _shares(len(tasks), len(self._fleet.samplers))
+        split = shares(len(tasks), len(self._fleet.samplers))
         questions = [
             (sampler, _generating([a for i in share for a in asked[i].asks], sampling))
-            for sampler, share in zip(self._fleet.samplers, shares, strict=True)
+            for sampler, share in zip(self._fleet.samplers, split, strict=True)
         ]
         answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
         demos = _stored([demo for wish in asked for demo in wish.demos])
         groups = []
-        for share, ((seconds, version, heads), rows) in zip(shares, answers, strict=True):
+        for share, ((seconds, version, heads), rows) in zip(split, answers, strict=True):
             self._fleet.was_busy("samplers", seconds)
             found = ((head, RowRef(rows, i)) for i, head in enumerate(heads))
             for place in share:
@@ -130,6 +142,13 @@ class Collector:
                 whole = self._text.response_ids(demo)
                 fits = whole[: self._cfg.model.max_length - len(prompt)]
                 here.append(Demo(demo, demo_row(prompt, fits), cut=len(fits) < len(whole)))
+            role = None if isinstance(task.prompt, str) else self._cfg.turns.role
+            room = self._cfg.model.max_length - len(prompt)
+            for turns in task.dialogues:
+                ids, own = self._text.dialogue_ids(turns, role)
+                row = demo_row(prompt, ids[:room], own[:room])
+                text = "\n".join(turns[::2])
+                here.append(Demo(text, row, cut=len(ids) > room, turns=tuple(turns)))
             found.append((task, here))
         refs = _stored([demo for _, here in found for demo in here])
         return [
@@ -146,14 +165,17 @@ class Collector:
 
     def outcomes(self, groups: Sequence[Group]) -> tuple[list[Group], list[Scored]]:
         """The same groups with an outcome on every member, and what each reward worker said."""
+        heard, self._heard = self._heard, []
+        if self._fleet.hosts and not self._fleet.rewards:
+            return list(groups), heard
         if not self._fleet.rewards:
             raise ConfigError("this needs rewards, but rewards.fns is empty; name at least one")
-        items = [item for group in groups for item in _items(group)]
+        asked = [item for group in groups for item in items(group, self._cfg.turns.role)]
         owners = iter(self._fleet.rewards)
         questions = [
-            (next(owners), _scoring([items[i] for i in share]))
+            (next(owners), _scoring([asked[i] for i in share]))
             for place in self._places
-            for share in _shares(len(items), place.num)
+            for share in shares(len(asked), place.num)
         ]
         answers = self._fleet.ask(questions, "reward", self._cfg.deadlines.reward)
         told = iter(answers)
@@ -164,10 +186,16 @@ class Collector:
             joined(self._cfg.rewards, self._places, one) for one in zip(*said, strict=True)
         )
         scored = [
-            replace(g, members=tuple(replace(m, outcome=next(outcome)) for m in g.members))
+            replace(
+                g,
+                members=tuple(
+                    replace(m, outcome=added(m.outcome if m.turns else None, next(outcome)))
+                    for m in g.members
+                ),
+            )
             for g in groups
         ]
-        return scored, answers
+        return scored, [*answers, *heard]
 
     def _wanted(
         self, task: Task, seeds: list[int], sampling: Sampling, guide: Guide | None, place: int
@@ -218,42 +246,3 @@ def _stored(demos: Sequence[Demo]) -> Iterator[RowRef]:
     """Puts the demonstrations' rows into the object store; where each lies, in order."""
     ref = ray.put([demo.row for demo in demos]) if demos else None
     return (RowRef(ref, index) for index in range(len(demos)))
-
-
-class _Pickled:
-    """Unpickles as what `blob` holds."""
-
-    def __init__(self, blob: bytes) -> None:
-        self.blob = blob
-
-    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
-        return pickle.loads, (self.blob,)
-
-
-def _items(group: Group) -> list[bytes]:
-    """A pickled `(Attempt, Task)` for each member."""
-    # The task once, for it is slow, and by value, so that its own class needs no import over there.
-    task = _Pickled(cloudpickle.dumps(group.task))
-    return [pickle.dumps((_attempt(m, group.task), task)) for m in group.members]
-
-
-def _attempt(member: Trajectory, task: Task) -> Attempt:
-    """What a reward may see of a trajectory."""
-    said = {"role": "assistant", "content": member.text}
-    asked = task.prompt
-    before = ({"role": "user", "content": asked},) if isinstance(asked, str) else asked
-    return Attempt(
-        id=member.id,
-        origin=member.origin,
-        text=member.text,
-        messages=(*before, said),
-        num_tokens=member.num_tokens,
-        truncated=member.truncated,
-        version=member.version,
-    )
-
-
-def _shares(count: int, workers: int) -> list[range]:
-    """Contiguous shares of `count` things, as equal as can be: fixed by the two numbers alone."""
-    edges = [count * i // workers for i in range(workers + 1)]
-    return [range(a, b) for a, b in itertools.pairwise(edges)]

@@ -161,6 +161,20 @@ class Runner(Section):
     )
 
 
+class Turns(Section):
+    """Episodes of several turns, with an environment that answers what a language model writes."""
+
+    max: Positive = Field(default=8, description="turns of the policy; then the episode is cut off")
+    max_tokens: Positive | None = Field(
+        default=None,
+        description="tokens of an episode after its prompt, the environment's among them; null: as many "
+        "as model.max_length leaves",
+    )
+    role: str = Field(
+        default="user", description="of the environment's answers in a chat: user, tool, ..."
+    )
+
+
 class Evaluate(Section):
     """Evaluation on held-out tasks."""
 
@@ -282,6 +296,7 @@ class Config(Section):
     model: Model = Model()
     sampler: Sampler = Sampler()
     runner: Runner = Runner()
+    turns: Turns = Turns()
     learner: Learner = Learner()
     rewards: Rewards = Rewards()
     eval: Evaluate = Evaluate()
@@ -307,6 +322,11 @@ class Config(Section):
             raise ValueError(
                 f"sampler.max_tokens ({self.sampler.max_tokens}) leaves no room for a prompt in "
                 f"model.max_length ({self.model.max_length})"
+            )
+        if self.turns.max_tokens is not None and self.turns.max_tokens < self.sampler.max_tokens:
+            raise ValueError(
+                f"turns.max_tokens ({self.turns.max_tokens} for an episode) is below "
+                f"sampler.max_tokens ({self.sampler.max_tokens} for one turn of it)"
             )
         if self.rewards.fns and self.rewards.timeout >= self.deadlines.reward:
             raise ValueError(

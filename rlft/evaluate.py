@@ -159,7 +159,7 @@ def _entropy(groups: Sequence[Group], deadline_s: float) -> float:
     in nats, of the distributions they were drawn from (after temperature, top-p and top-k)."""
     refs = list(dict.fromkeys(m.row.ref for g in groups for m in g.members))
     rows = [row for held in fetch(refs, deadline_s, "rows of the answers") for row in held]
-    return -float(np.concatenate([row.sample_logp for row in rows]).mean())
+    return -float(np.concatenate([row.sample_logp[row.decisions] for row in rows]).mean())
 
 
 def score(

@@ -20,11 +20,13 @@ from rlft.types import Guide, Row, RowRef, Task, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A reference response: its text and its row; cut: it did not fit and lost its end."""
+    """A reference response: its text and its row; cut: it did not fit and lost its end; turns: of one of
+    several turns, what was said."""
 
     text: str
     row: Row
     cut: bool = False
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,14 @@ class Wanted:
     demos: tuple[Demo, ...] = ()
 
 
-def demo_row(prompt: Sequence[int], response: Sequence[int]) -> Row:
-    """The row of a response that the policy did not choose: `sample_logp` is NaN."""
+def demo_row(
+    prompt: Sequence[int], response: Sequence[int], own: Sequence[bool] | None = None
+) -> Row:
+    """The row of a response that the policy did not choose: `sample_logp` is NaN. own: False where an
+    environment wrote."""
     unknown = np.full(len(response), np.nan, np.float32)
-    return Row(np.array([*prompt, *response], np.int32), len(prompt), unknown)
+    mask = None if own is None else np.array(own, bool)
+    return Row(np.array([*prompt, *response], np.int32), len(prompt), unknown, mask=mask)
 
 
 def wanted(
@@ -104,7 +110,8 @@ def sampled_member(
 
 def demo_member(name: str, task: Task, demo: Demo, version: int, row: RowRef) -> Trajectory:
     """The trajectory of a demonstration, of origin `demo`."""
-    length = len(demo.row.ids) - demo.row.prompt_len
+    response = len(demo.row.ids) - demo.row.prompt_len
+    length = response if demo.row.mask is None else int(demo.row.mask.sum())
     return Trajectory(
         id=name,
         task_id=task.id,
@@ -116,6 +123,8 @@ def demo_member(name: str, task: Task, demo: Demo, version: int, row: RowRef) ->
         truncated=demo.cut,
         row=row,
         given_tokens=length,
+        turns=demo.turns,
+        env_tokens=response - length,
     )
 
 

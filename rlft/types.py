@@ -32,7 +32,8 @@ class Task:
     """One problem. The policy sees `prompt`; only rewards may read `target` and `info`.
 
     id: unique within its task set; prompt: raw text or chat messages; target: whatever the reward
-    compares with; demos: reference responses as text; info: further columns of the row.
+    compares with; demos: reference responses as text; info: further columns of the row; dialogues:
+    demonstrations of several turns: what the policy writes and what the environment answers, in turn.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Task:
     target: Any = None
     demos: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    dialogues: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,21 @@ class Row:
     ids: int32 `[L]`, prompt then response, token for token as sampled (never re-tokenised);
     prompt_len: how many of them are the prompt; sample_logp: float32 `[L - prompt_len]`, NaN unless
     the policy chose the tokens; version: int32 `[L - prompt_len]`, the weights that drew each token, -1
-    for given ones, or None if one version drew all of them.
+    for given ones, or None if one version drew all of them; mask: bool `[L - prompt_len]`, False where
+    an environment wrote, or None if it wrote nothing. What is learnt from are the decisions, the tokens
+    with True: only `assemble` and who looks at tokens need to know that there are others.
     """
 
     ids: np.ndarray
     prompt_len: int
     sample_logp: np.ndarray
     version: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def decisions(self) -> slice | np.ndarray:
+        """Picks, of an array `[L - prompt_len]`, the tokens that are not the environment's."""
+        return slice(None) if self.mask is None else self.mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,8 @@ class Outcome:
     Only `value` and `invalid` (which carries the configured score) have a `reward`; an error never
     becomes a number. fault: what kind of error: the function `raised` (a wrong answer counts as that),
     ran into its `timeout`, or its process `died`; seconds: what scoring it took; steps: of an answer
-    that was judged step by step, `(characters up to the step's end, its reward)` in order.
+    that was judged step by step, `(characters up to the step's end, its reward)` in order; reply: what an
+    environment answers, if it was one that was asked.
     """
 
     kind: Literal["value", "invalid", "error"]
@@ -206,6 +217,7 @@ class Outcome:
     seconds: float = 0.0
     fault: Literal["", "raised", "timeout", "died"] = ""
     steps: tuple[tuple[int, float], ...] = ()
+    reply: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +226,8 @@ class Attempt:
 
     text: what the policy wrote; messages: the whole conversation, the prompt's messages first (a raw
     prompt is one of role `user`) and what the policy wrote as `assistant`; num_tokens: sampled;
-    truncated: it was cut off; version: (oldest, newest) weights it was sampled under.
+    truncated: it was cut off; version: (oldest, newest) weights it was sampled under; seed: what an
+    environment that answers back may draw from.
     """
 
     id: str
@@ -224,16 +237,18 @@ class Attempt:
     num_tokens: int = 0
     truncated: bool = False
     version: tuple[int, int] = (0, 0)
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One attempt at a task, as the driver sees it: numbers and text, no per-token arrays.
 
-    version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`;
-    given_tokens: how many of the response's first tokens came from a demonstration; member: which
-    member of a population drew it, -1: none, but the policy itself; episode: of an environment, the
-    episode that ended here.
+    version: (oldest, newest) weights it was sampled under; truncated: it hit `max_tokens`, or a limit of
+    `turns`; given_tokens: how many of the response's first tokens came from a demonstration; member:
+    which member of a population drew it, -1: none, but the policy itself; episode: of an environment, the
+    episode that ended here; turns: of several turns, what the policy wrote and what the environment
+    answered, in turn; env_tokens: of those answers, which `num_tokens` does not count.
     """
 
     id: str
@@ -249,6 +264,13 @@ class Trajectory:
     given_tokens: int = 0
     member: int = -1
     episode: Episode | None = None
+    turns: tuple[str, ...] = ()
+    env_tokens: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of its row: the prompt, what the policy wrote, what an environment answered."""
+        return self.prompt_len + self.num_tokens + self.env_tokens
 
     @property
     def reward(self) -> float | None:

@@ -16,6 +16,7 @@ from rlft.not_built import refused
 from rlft.probes.probe import check_probes
 from rlft.retention.term import check_retention
 from rlft.rewards.judge import self_judging
+from rlft.rewards.places import answers_back
 
 
 def check_plugins(cfg: Config) -> tuple[Algo, Any]:
@@ -32,8 +33,11 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
     registry.resolve("engine", cfg.sampler.engine)
     registry.resolve("transport", cfg.publish.transport)  # made where the GPUs are
     acts = callable(getattr(env, "make", None))
+    talks = answers_back(env)
     if acts != algo.acts:
         raise ConfigError(_mismatch(cfg, algo, acts))
+    if talks:
+        _check_talking(cfg, algo)
     if acts:
         _check_acting(cfg, env)
     elif cfg.model.build is not None:
@@ -43,7 +47,7 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
     if (algo.samples or evaluates) and cfg.sampler.num == 0:
         what = f"algo {type(algo).__name__}" if algo.samples else "eval"
         raise ConfigError(f"{what} samples, but sampler.num is 0; set it to at least 1")
-    if (algo.samples or evaluates) and not cfg.rewards.fns and not acts:
+    if (algo.samples or evaluates) and not (cfg.rewards.fns or acts or talks):
         raise ConfigError("rewards.fns is empty; name at least one reward, e.g. [{fn: gsm8k}]")
     if cfg.max_staleness > algo.max_staleness:
         raise ConfigError(
@@ -73,6 +77,20 @@ def _mismatch(cfg: Config, algo: Algo, acts: bool) -> str:
         f"algo {type(algo).__name__} trains a policy that acts; env {name} has prompts and no `make`. "
         f"Use an environment such as gym or minigrid, or an algorithm such as grpo"
     )
+
+
+def _check_talking(cfg: Config, algo: Algo) -> None:
+    """What is not built for episodes of several turns."""
+    if algo.by_noise:
+        raise ConfigError(
+            f"algo {type(algo).__name__} evaluates members of a population, which is not built for an "
+            f"environment that answers back; use one that learns by gradients, such as grpo"
+        )
+    if getattr(algo, "overlong_buffer", 0):
+        raise ConfigError(
+            "algo.overlong_buffer lowers the reward of one long answer (sampler.max_tokens); an episode of "
+            "several turns is bounded by turns.max and turns.max_tokens: set algo.overlong_buffer=0"
+        )
 
 
 def _check_acting(cfg: Config, env: Any) -> None:

@@ -20,7 +20,7 @@ from rlft.cluster.placement import Plan, actor_options
 from rlft.cluster.waits import Owner, Waits, end
 from rlft.config import Config
 from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError
-from rlft.rewards.places import places
+from rlft.rewards.places import host, places
 
 Question = Callable[[Any], Any]
 """Puts a question to an actor's handle; returns the reference to its answer, or a list of those. A
@@ -61,16 +61,20 @@ class Fleet:
         self.samplers: list[Owner] = []
         self.learners: list[Owner] = []
         self.rewards: list[Owner] = []
-        for role in ("samplers", "learners", "rewards"):
+        self.hosts: list[Owner] = []  # of the environment of a policy that writes
+        for role in ("samplers", "learners", "rewards", "hosts"):
             getattr(self, role).extend(_started(post) for post in posts[role])
 
     @property
     def owners(self) -> list[Owner]:
-        return [*self.samplers, *self.learners, *self.rewards]
+        return [*self.samplers, *self.learners, *self.rewards, *self.hosts]
 
     def census(self) -> str:
         """How many there are of each role, in words."""
-        counts = {"sampler": self.samplers, "learner": self.learners, "reward worker": self.rewards}
+        counts = {
+            **{"sampler": self.samplers, "learner": self.learners},
+            **{"reward worker": self.rewards, "environment worker": self.hosts},
+        }
         return ", ".join(f"{len(owners)} {role}" for role, owners in counts.items() if owners)
 
     def all(
@@ -191,7 +195,9 @@ class Fleet:
         """
         with self._replacing:
             role = next(
-                r for r in (self.samplers, self.learners, self.rewards) if lost.name in _names(r)
+                r
+                for r in (self.samplers, self.learners, self.rewards, self.hosts)
+                if lost.name in _names(r)
             )
             place = _names(role).index(lost.name)
             if role[place].handle is not lost.handle:
@@ -239,6 +245,12 @@ def _names(owners: Sequence[Owner]) -> list[str]:
 
 def _headline(error: RlftError) -> str:
     return str(error).splitlines()[0].rstrip(" .:")
+
+
+def shares(count: int, workers: int) -> list[range]:
+    """Contiguous shares of `count` things, as equal as can be: fixed by the two numbers alone."""
+    edges = [count * i // workers for i in range(workers + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def shares_gpus(cfg: Config) -> bool:
@@ -343,7 +355,18 @@ def _posts(
         for place in places(cfg.rewards)
         for index in range(place.num)
     ]
-    return {"samplers": samplers, "learners": learners, "rewards": rewards}
+    asked = host(cfg)
+    hosts = [
+        Post(
+            f"environment worker {index}",
+            "turns",
+            RewardWorker,
+            (asked, os.getcwd(), cfg.deadlines.start),
+            {**options(plan.reward_bundle, 1, 0, False), "num_cpus": 0},
+        )
+        for index in range(asked.workers if asked else 0)
+    ]
+    return {"samplers": samplers, "learners": learners, "rewards": rewards, "hosts": hosts}
 
 
 def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
@@ -359,7 +382,7 @@ def _connect(fleet: Fleet, cfg: Config, say: Callable[[str], None]) -> None:
     places = dict(
         zip((o.name for o, _ in ready), fleet.waits.get(ready, "starting", deadline), strict=True)
     )
-    for role in (fleet.samplers, fleet.learners, fleet.rewards):
+    for role in (fleet.samplers, fleet.learners, fleet.rewards, fleet.hosts):
         role[:] = [replace(o, where=places[o.name]) for o in role]
     for note in notes[0] if fleet.learners else ():
         say(note)

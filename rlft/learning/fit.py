@@ -171,9 +171,9 @@ def _traces(
     for place, index in enumerate(micro.rows):
         if index in watch:
             row = rows[index]
-            ids = row.ids[row.prompt_len :]
+            ids = row.ids[row.prompt_len :][row.decisions]
             logp = logp_BT[place, : len(ids)].float().cpu().numpy()
-            yield TokenTrace(index, ids, row.sample_logp, logp)
+            yield TokenTrace(index, ids, row.sample_logp[row.decisions], logp)
 
 
 def _micro(

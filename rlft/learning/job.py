@@ -64,7 +64,7 @@ def fit_job(
     on_policy = np.array([m.origin == "policy" for m in members])
     return FitJob(
         updates=plan(
-            [m.prompt_len + m.num_tokens for m in members],
+            [m.length for m in members],
             world=cfg.learner.num,
             budget=cfg.learner.token_budget,
             minibatches=minibatches,
@@ -78,7 +78,7 @@ def fit_job(
         terms=terms,
         coef=tuple(coef_at(t.coef, step, state) for t in terms),
         aggregate=aggregate,
-        max_tokens=cfg.sampler.max_tokens,
+        max_tokens=_longest(cfg, members),
         lr=value_at(cfg.learner.lr, step),
         temperature=cfg.sampler.temperature if algo.samples else 1.0,
         first_epoch=minibatches,
@@ -93,3 +93,11 @@ def fit_job(
         step=step,
         taken=taken,
     )
+
+
+def _longest(cfg: Config, members: Sequence[Trajectory]) -> int:
+    """Decisions that a row may have, by the configuration: what a `constant` aggregation divides by."""
+    if not any(m.turns for m in members):
+        return cfg.sampler.max_tokens
+    longest = cfg.turns.max * cfg.sampler.max_tokens
+    return longest if cfg.turns.max_tokens is None else min(longest, cfg.turns.max_tokens)

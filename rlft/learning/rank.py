@@ -213,12 +213,27 @@ def _steps_in_tokens(job: FitJob, rows: Mapping[int, Row], text: Text) -> dict[i
     if not job.steps:
         return {}
     return {
-        index: tuple(
-            (text.token_at(row.ids[row.prompt_len :].tolist(), end), value)
-            for end, value in job.steps[index]
-        )
+        index: tuple((decision_at(text, row, end), value) for end, value in job.steps[index])
         for index, row in rows.items()
     }
+
+
+def decision_at(text: Text, row: Row, end: int) -> int:
+    """The decision with which the first `end` characters of the trajectory's text are complete. Turns
+    lie a line break apart there."""
+    ids = row.ids[row.prompt_len :]
+    if row.mask is None:
+        return text.token_at(ids.tolist(), end)
+    before = 0
+    for turn in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(row.mask)) + 1):
+        if not row.mask[turn[0]]:
+            continue
+        said = ids[turn].tolist()
+        size = len(text.decode(said))
+        if end <= size:
+            return before + text.token_at(said, end)
+        before, end = before + len(said), end - size - 1
+    return before - 1
 
 
 def free_address() -> tuple[str, int]:

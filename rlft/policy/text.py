@@ -9,6 +9,12 @@ from typing import Any
 from rlft.errors import ConfigError, DataError
 from rlft.types import Prompt, Task
 
+_MARK = "~what the assistant said~"
+"""Stands for a turn where the chat template is asked what comes after one."""
+
+_CLOSING = 4
+"""Tokens at the beginning of which a template's end of a turn lies."""
+
 
 class Text:
     """A tokenizer with the model's stop tokens. `further_stops`: vocabulary entries."""
@@ -52,6 +58,46 @@ class Text:
     def response_ids(self, text: str) -> list[int]:
         """Tokens of a reference response, closed by the end-of-text token."""
         return [*self._tokenizer(text, add_special_tokens=False).input_ids, self.eos_id]
+
+    def reply_ids(self, said: str, role: str | None, after: int) -> list[int]:
+        """Tokens of what an environment answers, up to where the policy's next turn begins.
+
+        role: of the message, for a model that chats: the template's text from the end of the policy's
+        turn to the opening of its next; None: `said` as raw text. after: the last token before it. What
+        was there is not rendered again: a template may change it.
+        """
+        if role is None:
+            return self._tokenizer(said, add_special_tokens=False).input_ids
+        messages = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": _MARK},
+            {"role": role, "content": said},
+        ]
+        whole = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        _, found, tail = whole.partition(_MARK)
+        if not found:
+            raise DataError(
+                "the model's chat template does not show what the assistant said before, so turns cannot "
+                "be put together; use raw text as prompt, or a model with another template."
+            )
+        ids = self._tokenizer(tail, add_special_tokens=False).input_ids
+        if after in self.stop_ids and after in ids[:_CLOSING]:
+            return ids[ids.index(after) + 1 :]  # the policy closed its turn itself
+        return ids
+
+    def dialogue_ids(self, turns: Sequence[str], role: str | None) -> tuple[list[int], list[bool]]:
+        """Tokens of a demonstration of several turns, the policy's first, and which are the policy's.
+        Each of its turns is closed by the end-of-text token."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        for index, said in enumerate(turns):
+            own = index % 2 == 0
+            new = self.response_ids(said) if own else self.reply_ids(said, role, ids[-1])
+            ids += new
+            mask += [own] * len(new)
+        return ids, mask
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of sampled tokens, without special tokens."""

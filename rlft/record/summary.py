@@ -52,7 +52,19 @@ def collected(groups: Sequence[Group], least: int = 2) -> dict[str, float]:
     }
     if given:
         out["reward/given_mean"] = float(np.mean(given))
-    return out
+    return out | dialogues(own)
+
+
+def dialogues(members: Sequence[Trajectory]) -> dict[str, float]:
+    """Of episodes of several turns: the policy's turns, and tokens that the environment wrote, an
+    episode; nothing if there are none."""
+    turns = [(len(m.turns) + 1) // 2 for m in members if m.turns]
+    if not turns:
+        return {}
+    return {
+        "episode/turns": sum(turns) / len(turns),
+        "tokens/environment": float(sum(m.env_tokens for m in members)),
+    }
 
 
 def drawn(groups: Sequence[Group]) -> int:
@@ -122,6 +134,7 @@ def sample_rows(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[
             "tokens": m.num_tokens,
             "truncated": m.truncated,
             "version": list(m.version),
+            **({"turns": list(m.turns)} if m.turns else {}),
         }
 
 

@@ -40,6 +40,7 @@ class _Said(NamedTuple):
     parts: Mapping[str, float] = {}
     reason: str = ""
     steps: tuple[tuple[int, float], ...] = ()
+    reply: str = ""
 
 
 def score_one(
@@ -105,7 +106,8 @@ def _combined(
     if not math.isfinite(total):
         reason = f"the weighted sum of rewards is {total}"
         return Outcome("error", None, parts, reason, seconds, "raised")
-    return Outcome("value", total, parts, seconds=seconds, steps=tuple(sorted(steps)))
+    reply = "".join(one.reply for one in said)
+    return Outcome("value", total, parts, seconds=seconds, steps=tuple(sorted(steps)), reply=reply)
 
 
 def _invalid(invalid: Invalid) -> _Said:
@@ -128,14 +130,17 @@ def _value(answer: Any, name: str) -> _Said:
     """The value and named parts of an answer; raises TypeError or ValueError saying what was wrong."""
     if isinstance(answer, Mapping):
         steps = _steps(answer["steps"], f"{name}['steps']") if "steps" in answer else ()
-        named = {k: v for k, v in answer.items() if k != "steps"}
+        reply = answer.get("reply", "")
+        if not isinstance(reply, str):
+            raise TypeError(f"{name}['reply'] is {reply!r:.80}; expected text")
+        named = {k: v for k, v in answer.items() if k not in ("steps", "reply")}
         parts = {str(k): _number(v, f"{name}[{k!r}]") for k, v in named.items()}
         if not parts:
             raise ValueError(f"{name} returned an empty dict; expected parts, or a 'reward'")
         if "reward" in parts:
             rest = {k: v for k, v in parts.items() if k != "reward"}
-            return _Said("value", parts["reward"], rest, steps=steps)
-        return _Said("value", sum(parts.values()), parts, steps=steps)
+            return _Said("value", parts["reward"], rest, steps=steps, reply=reply)
+        return _Said("value", sum(parts.values()), parts, steps=steps, reply=reply)
     return _Said("value", _number(answer, name))
 
 

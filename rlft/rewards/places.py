@@ -7,9 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlft import registry
-from rlft.config import Reward, Rewards
+from rlft.config import Config, Reward, Rewards
 from rlft.rewards.functions import part_names
 from rlft.types import Outcome
 
@@ -71,3 +72,18 @@ def joined(rewards: Rewards, where: Sequence[Place], said: Sequence[Outcome]) ->
         return replace(failed, parts=parts, seconds=seconds)
     total = math.fsum(one.reward for one in said if one.reward is not None)
     return Outcome("value", total, parts, seconds=seconds)
+
+
+def host(cfg: Config) -> Rewards | None:
+    """The section `rewards` as workers read it whose one function is the environment, if it answers back:
+    they are asked after each turn of a policy that writes. None: it does not, or nothing is sampled."""
+    name = cfg.env if isinstance(cfg.env, str) else str(cfg.env.get("name"))
+    if not cfg.sampler.num or not answers_back(registry.resolve("env", name)):
+        return None
+    asked = Reward(fn="rlft.rewards.dialogues:Dialogues", args={"env": cfg.env})
+    return cfg.rewards.model_copy(update={"fns": [asked]})
+
+
+def answers_back(env: Any) -> bool:
+    """Whether an environment, or its class, has `dialogue`: text is answered with text."""
+    return callable(getattr(env, "dialogue", None))

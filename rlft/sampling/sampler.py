@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlft.config import Config
 from rlft.errors import WeightsMismatch
 from rlft.policy.text import Text
 from rlft.sampling.desk import Desk
+from rlft.sampling.turns import Turn, extended
 from rlft.types import Completion, Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest
 from rlft.weights.transports import Meeting
@@ -92,17 +93,55 @@ class Sampler:
         heads, rows = self._described(jobs, completions, sampling)
         return (time.monotonic() - began, self._desk.version, heads), rows
 
+    def go_on(
+        self, turns: Sequence[Turn], rows: Sequence[Row], sampling: Sampling
+    ) -> tuple[tuple[float, int, list[tuple[Head, int]]], list[Row]]:
+        """The next turn of episodes whose environment answered, as `generate`. rows: of the turn before.
+
+        With each head comes how many tokens the environment's answer has. Without room for one more
+        token the row stays as it is, and nothing is sampled.
+        """
+        began = time.monotonic()
+        said = [self._text.reply_ids(t.said, t.role, int(rows[t.at].ids[-1])) for t in turns]
+        room = [
+            min(sampling.max_tokens, t.longest - len(rows[t.at].ids) - len(ids))
+            for t, ids in zip(turns, said, strict=True)
+        ]
+        on = [i for i in range(len(turns)) if room[i] > 0]
+        requests = [Request((*rows[turns[i].at].ids.tolist(), *said[i]), turns[i].seed) for i in on]
+        desk = (self._desk,) if self._cfg.max_staleness else ()
+        most = max((room[i] for i in on), default=1)
+        within = replace(
+            sampling, max_tokens=most, min_tokens=min([sampling.min_tokens, *(room[i] for i in on)])
+        )
+        drawn = dict(zip(on, self._engine.generate(requests, within, *desk), strict=True))
+        heads: list[tuple[Head, int]] = []
+        found = []
+        for i, turn in enumerate(turns):
+            if i not in drawn:
+                version = self._desk.version
+                heads.append((("", 0, True, (version, version)), 0))
+                found.append(rows[turn.at])
+                continue
+            completion = _within(drawn[i], room[i])
+            heads.append((self._head([*completion.ids], completion), len(said[i])))
+            found.append(extended(rows[turn.at], said[i], completion))
+        return (time.monotonic() - began, self._desk.version, heads), found
+
+    def _head(self, ids: Sequence[int], completion: Completion) -> Head:
+        """ids: the tokens that are shown as its text."""
+        held, drawn = self._desk.version, completion.version
+        versions = (held, held) if drawn is None else (int(drawn.min()), int(drawn.max()))
+        return self._text.decode(ids), len(completion.ids), not completion.stopped, versions
+
     def _described(
         self, jobs: Sequence[tuple[Ask, int]], completions: list[Completion], sampling: Sampling
     ) -> tuple[list[Head], list[Row]]:
         """What the driver learns of each completion, and its row."""
-        held = self._desk.version
         heads, rows = [], []
         for (ask, _), whole in zip(jobs, completions, strict=True):
             completion = _within(whole, sampling.max_tokens - len(ask.prefix))
-            text, drawn = self._text.decode([*ask.prefix, *completion.ids]), completion.version
-            versions = (held, held) if drawn is None else (int(drawn.min()), int(drawn.max()))
-            heads.append((text, len(completion.ids), not completion.stopped, versions))
+            heads.append(self._head([*ask.prefix, *completion.ids], completion))
             rows.append(_row(ask, completion))
         return heads, rows
 

@@ -106,6 +106,7 @@ def test_the_readme_shows_the_quickstart_as_it_is():
         ("docs/write-a-reward.md", "docs/examples/http_reward.py"),
         ("docs/write-an-algorithm.md", "docs/examples/my_rft.py"),
         ("docs/write-an-environment.md", "docs/examples/my_env.py"),
+        ("docs/write-a-multi-turn-environment.md", "docs/examples/my_dialogue.py"),
     ],
 )
 def test_code_that_is_shown_is_the_file_s(page, file):
@@ -114,9 +115,13 @@ def test_code_that_is_shown_is_the_file_s(page, file):
     assert any(block in source for block in shown), f"{page} shows {file} as it no longer is"
 
 
-def test_the_page_on_environments_shows_the_example_s_yaml():
-    [shown] = blocks(ROOT / "docs/write-an-environment.md", "yaml")
-    assert shown in (ROOT / "docs/examples/largest.yaml").read_text()
+@pytest.mark.parametrize(
+    "page, file",
+    [("write-an-environment", "largest"), ("write-a-multi-turn-environment", "guess")],
+)
+def test_the_page_on_environments_shows_the_example_s_yaml(page, file):
+    [shown] = blocks(ROOT / f"docs/{page}.md", "yaml")
+    assert shown in (ROOT / f"docs/examples/{file}.yaml").read_text()
 
 
 def test_library_examples_print_what_they_say(capsys):
@@ -297,7 +302,7 @@ def _text(key: ast.expr | None) -> str | None:
 
 
 SAMPLE_KEYS = {
-    *("traces", "seed", "end", "facts"),
+    *("traces", "seed", "end", "facts", "turns"),
     *(
         "kind",
         "id",
