@@ -20,10 +20,14 @@ from rlft.types import Strip
 @functools.lru_cache(maxsize=4)
 def strips_of(source: str, env: Any) -> list[Strip]:
     """The demonstrations of `source` for the environment plug-in `env`. Raises DataError."""
-    one = env.make()
+    recorded = getattr(env, "inner", env)  # of an environment inside another
+    one = recorded.make()
     try:
         width = distribution_of(one.action_space).width
-        found = read(source, one.observation_space, one.action_space, getattr(env, "adapt", None))
+        adapt = getattr(recorded, "adapt", None)
+        found = read(source, one.observation_space, one.action_space, adapt)
+        if hasattr(env, "conditioned"):
+            found = [env.conditioned(demo, width) for demo in found]
         return [_strip(demo, one.action_space, width) for demo in found]
     finally:
         one.close()

@@ -140,6 +140,7 @@ class ActorCritic(nn.Module):
 
     memory: width of a GRU or LSTM (`cell`) between encoder and heads, 0 for none (only with one trunk).
     encoder: makes a module in place of `Encoder`, with `width`, `forward(obs) -> [N, width]` and `take_in`.
+    context: makes another memory, with `width`, `state_size` and `read`, as those of memory.py.
     normalise_returns: the value head speaks of returns by their running mean and deviation; values that
     leave the policy are returns again.
     """
@@ -160,6 +161,7 @@ class ActorCritic(nn.Module):
         normalise_returns: bool = False,
         log_std: float = 0.0,
         encoder: Callable[[], Any] | None = None,
+        context: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__()
         self.distribution: Categoricals | Gaussian = distribution_of(actions)
@@ -167,9 +169,11 @@ class ActorCritic(nn.Module):
             lambda: Encoder(parts_of(observations), width, hidden, channels, activation, normalise)
         )
         self.policy_encoder = make()
-        self.value_encoder = None if shared or memory else make()
-        read = memory or self.policy_encoder.width
-        self.memory: Any = CELLS[cell](self.policy_encoder.width, memory) if memory else None
+        self.memory: Any = context() if context else None
+        if memory:
+            self.memory = CELLS[cell](self.policy_encoder.width, memory)
+        self.value_encoder = None if shared or self.memory is not None else make()
+        read = self.policy_encoder.width if self.memory is None else self.memory.width
         gaussian = isinstance(self.distribution, Gaussian)
         out = self.distribution.actions if gaussian else self.distribution.width
         self.policy_head = _layer(read, out, 0.01)
