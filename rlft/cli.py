@@ -260,7 +260,7 @@ def list_() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of configurations, for editors."""
-    from rlft.config import schema as whole
+    from rlft.config_schema import schema as whole
 
     print(json.dumps(whole(), indent=1))
 

@@ -58,7 +58,7 @@ def test_the_wanted_return_falls_by_what_was_earned_and_the_action_before_is_see
         def step(self, action):
             return np.ones(2, np.float32), 0.25 * (action + 1), False, False, {}
 
-    from envs.conditioned_wrapper import ToGo
+    from envs.conditioned.wrapper import ToGo
 
     env = ToGo(Bare(), 2.0)
     first, _ = env.reset(seed=0)
