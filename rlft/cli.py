@@ -1,5 +1,5 @@
-"""The command line: `rlft run | check | report | compare | eval | replay | reward test | list | schema |
-fetch`.
+"""The command line: `rlft run | check | report | compare | eval | record | replay | reward test | list |
+schema | fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 3 a guard stopped the run; 130 Ctrl-C, 143 SIGTERM.
@@ -191,6 +191,22 @@ def eval_(
         print(line)
     if out is not None:
         ev.write_result(out, subject, result, groups)
+
+
+@app.command()
+def record(
+    target: Annotated[
+        Path, typer.Argument(help="a run folder or checkpoint of a policy that acts")
+    ],
+    out: Annotated[Path, typer.Argument(help="the .npz file to write")],
+    episodes: Annotated[int, typer.Option(min=1)] = 500,
+    greedy: Annotated[bool, typer.Option(help="the likeliest action each time")] = False,
+) -> None:
+    """Write episodes of a trained policy as demonstrations, for cloning and offline learning."""
+    from rlft.evaluate import find_subject
+    from rlft.recording import record as run_record
+
+    run_record(find_subject(target), out.expanduser(), episodes=episodes, greedy=greedy, say=print)
 
 
 @app.command()
