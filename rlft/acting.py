@@ -99,6 +99,17 @@ class Stage:
             for place, task in enumerate(tasks)
         ]
 
+    def films(
+        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool
+    ) -> list[tuple[bytes, str]]:
+        """The first episode of `episodes` from each configuration as a GIF; or nothing, and why."""
+        starts = [Start(task, key.child(place, 0).seed(63)) for place, task in enumerate(tasks[:n])]
+        return self._fleet.share_out(
+            [_calling("film", 1, start, greedy) for start in starts],
+            "filming",
+            self._cfg.deadlines.rollout,
+        )
+
     def vines(
         self, tasks: Sequence[Task], seeds: int, branching: Branching, key: Key
     ) -> list[Vines]:

@@ -46,6 +46,7 @@ class ControlRun(Run):
     ) -> None:
         super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, start, [])
         self._stage = Stage(cfg, fleet, Key(cfg.seed))
+        self._unseen = False
 
     def fit(
         self,
@@ -190,6 +191,7 @@ class ControlRun(Run):
         self.records.evaluation({"step": self.step, "version": self.version, **result})
         for row in samples(groups, self.step, "eval"):
             self.records.sample(row)
+        self._film(key, cfg.greedy)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())
         how = "greedy" if cfg.greedy else "sampled"
         self._console.say(
@@ -197,6 +199,21 @@ class ControlRun(Run):
             f"{how}, {result['time/eval_s']:.1f} s)"
         )
         return result
+
+    def _film(self, key: Key, greedy: bool) -> None:
+        """Films the first episodes of the run's first and last evaluation, into `films/`; says once that
+        it cannot be done."""
+        place = self.folder / "films"
+        if self._unseen or (place.is_dir() and self.step < self.cfg.steps):
+            return
+        films = self._stage.films(self.held_out, self.cfg.record.films, key, greedy)
+        for number, (film, why) in enumerate(films):
+            if not film:
+                self._unseen = True
+                self._console.say(f"no films: the environment draws nothing ({why})")
+                return
+            place.mkdir(exist_ok=True)
+            (place / f"step_{self.step:06d}.{number}.gif").write_bytes(film)
 
     def after_step(self, row: Any) -> None:
         """Gives up where environments were before the step."""

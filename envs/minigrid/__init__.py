@@ -85,6 +85,7 @@ class MiniGrid:
     def make(self) -> gymnasium.Env:
         """One environment. Raises ConfigError: the package or the level does not exist."""
         level = self._level()
+        level.tile_size = 8  # pixels of a cell when it is drawn; 32 take many times longer
         if self.max_steps is not None:
             level.max_steps = self.max_steps
             level.fixed_max_steps = True  # BabyAI would compute its own at each reset

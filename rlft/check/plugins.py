@@ -118,8 +118,9 @@ def _check_acting(cfg: Config, env: Any) -> None:
         )
     if cfg.record.bundles or cfg.record.bundle_every:
         raise ConfigError(
-            "record.bundles keeps steps for `rlft replay`, which is not built for policies that act; "
-            "remove record.bundles and record.bundle_every"
+            "record.bundles keeps steps for `rlft replay`, which is not built for policies that act. "
+            "Remove it, and record.bundle_every: with save.every=1 a step is taken again, with the same "
+            "numbers on a CPU, by `rlft run --resume` from the checkpoint before it"
         )
     one = env.make()
     parts_of(one.observation_space)

@@ -25,6 +25,7 @@ from rlft.errors import ConfigError
 from rlft.record.charts import Chart, charts
 from rlft.record.forgetting import forgetting_html, probe_charts
 from rlft.record.metrics import JsonLines
+from rlft.record.report_acting import films_html, maps
 from rlft.record.report_samples import samples_html
 from rlft.record.summary import success
 
@@ -94,14 +95,16 @@ def read_run(folder: Path) -> RunFiles:
 def page(run: RunFiles) -> str:
     """The whole page."""
     parts = {part for s in run.samples for part in s["parts"]}
-    drawn = [*charts(run.metrics, run.evals, parts), *probe_charts(run.probes)]
+    drawn = charts(run.metrics, run.evals, parts)
+    drawn[2:2] = maps(run.samples)  # behind the reward, in training and held out
+    drawn += probe_charts(run.probes)
     after = [
         *forgetting_html(run.probes),
         "<h2>Completions</h2>" if run.samples else "",
         *samples_html(run.samples, run.tokens),
         *_details(run),
     ]
-    head = [*_head(run), *_alerts(run.alerts)]
+    head = [*_head(run), *_alerts(run.alerts), *films_html(run.folder)]
     return html_page(str(run.config["name"]), head, drawn, after)
 
 

@@ -68,9 +68,17 @@ def _prompt(prompt: Any) -> str:
 def _answer(row: Row, trace: Row | None) -> str:
     reason = f'<p class="note">{_text(row["reason"])}</p>' if row.get("reason") else ""
     text = _text(row["completion"]) or '<span class="soft">(empty)</span>'
+    said = f"<pre>{text}</pre>" if not row.get("turns") else "".join(_turns(row["turns"]))
     detail = "".join(trace_html(trace)) if trace else ""
     badges = "".join(_badges(row))
-    return f'<div class="answer"><div class="badges">{badges}</div><pre>{text}</pre>{reason}{detail}</div>'
+    return f'<div class="answer"><div class="badges">{badges}</div>{said}{reason}{detail}</div>'
+
+
+def _turns(turns: Sequence[str]) -> Iterator[str]:
+    """What the policy wrote, and indented what the environment answered."""
+    for index, turn in enumerate(turns):
+        look = "turn theirs" if index % 2 else "turn"
+        yield f'<div class="{look}">{_text(turn) or "(nothing)"}</div>'
 
 
 def _badges(row: Row) -> Iterator[str]:

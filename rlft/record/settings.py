@@ -38,6 +38,10 @@ class Record(Section):
     tokens: Natural = Field(
         default=2, description="completions a step whose log-probs are kept token by token"
     )
+    films: Natural = Field(
+        default=3,
+        description="of an environment: episodes filmed for the report after an evaluation",
+    )
     bundles: list[Positive] = Field(default=[], description="steps saved for `rlft replay`")
     bundle_every: Natural = Field(default=0, description="and every so many steps; 0: none")
 

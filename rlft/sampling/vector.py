@@ -26,6 +26,7 @@ from rlft.errors import WeightsMismatch
 from rlft.policy.actor_critic import ActorCritic, as_tensors, load_policy
 from rlft.policy.observed import as_arrays
 from rlft.sampling.episodes import Acted, Block, Choice, Piece, Rest, Rolling, Seen, Start
+from rlft.sampling.films import Cameras
 from rlft.sampling.guarded import Alarm
 from rlft.seeding import Key
 from rlft.types import End, Episode, Strip, Task, WeightUpdate
@@ -137,6 +138,16 @@ class Runner:
         if not record:
             told = [replace(one, steps=one.episode.length) for one in told if one.episode]
         return (time.monotonic() - began, self._version, told), _strips(pieces)
+
+    def film(self, start: Start, greedy: bool) -> tuple[bytes, str]:
+        """One episode as a GIF; or nothing, and why."""
+        cameras = Cameras(self._env.make)
+        block = Block(cameras, 1, self._choice, (), self._cfg.runner.step_timeout, "none")
+        try:
+            self._drive([block.episodes([start], greedy=greedy)])
+            return cameras.film()
+        finally:
+            block.close()
 
     def vines(
         self, task: Task, seeds: int, branching: Branching, key: Key

@@ -23,6 +23,7 @@ BROAD = {
     "record/writers.py": "whatever a tracker raises, the run goes on without it",
     "registry.py": "a plug-in may raise anything while it is imported; its traceback is shown",
     "rewards/child.py": "a reward's class may raise anything when it is made; its traceback is shown",
+    "sampling/films.py": "an environment may raise anything when it is drawn; there is no film",
     "sampling/guarded.py": "an environment may raise anything; its episode ends as an error",
     "sampling/desk.py": "what is raised at the desk is raised again where it was asked for",
     "rewards/outcome.py": "the boundary where a reward's failure becomes data",
