@@ -1,5 +1,5 @@
-"""The command line: `rlft run | check | report | compare | eval | record | replay | reward test | list |
-schema | fetch`.
+"""The command line: `rlft run | check | report | compare | eval | record | replay | forgetting | merge |
+reward test | list | schema | fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 3 a guard stopped the run; 130 Ctrl-C, 143 SIGTERM.
@@ -18,9 +18,11 @@ from rich.console import Console
 
 from rlft import trial
 from rlft.errors import GuardStop, RlftError, UserError
+from rlft.merging.command import merge
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(trial.app, name="reward")
+app.command()(merge)
 _err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
@@ -267,6 +269,7 @@ def list_() -> None:
         "diversity",
         "retention",
         "probe",
+        "merge",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))
