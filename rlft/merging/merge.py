@@ -151,7 +151,9 @@ def _provenance(made: Recipe, digests: Sequence[xxhash.xxh3_64]) -> dict[str, An
     import rlft
 
     method = made.method
-    settings = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[call-overload]
+    settings: dict[str, Any] = {}
+    if dataclasses.is_dataclass(method) and not isinstance(method, type):
+        settings = dataclasses.asdict(method)
     count = len(method.takes)
     roles = [*method.takes, *["model"] * (len(made.sources) - count)]
     return {

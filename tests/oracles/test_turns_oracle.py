@@ -73,6 +73,9 @@ class PlainLearner:
         more = () if packing is None else (packing,)
         return PolicyOut(*self.policy(ids, position, mask, temperature, *more))
 
+    def begin(self, step):
+        """Nothing is frozen."""
+
     def backward(self, loss):
         loss.backward()
 

@@ -524,7 +524,8 @@ def test_a_teacher_of_another_action_set_is_refused(tmp_path):
 
 def test_every_term_is_found_by_name():
     names = {n.casefold() for n in registry.short_names("retention")}
-    assert names == {"ewc", "l2", "behaviouralcloning", "kickstarting", "reference", "textreplay"}
+    known = {"ewc", "l2", "behaviouralcloning", "kickstarting", "reference", "textreplay"}
+    assert names == {*known, "language"}
     assert isinstance(registry.build("retention", {"name": "l2", "coef": 0.1}), L2)
     assert EWC(path="x").term().module == "weights"
 
