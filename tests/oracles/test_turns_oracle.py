@@ -67,7 +67,8 @@ class PlainLearner:
             output.last_hidden_state.retain_grad()
             self.hidden.append(output.last_hidden_state)
 
-    def forward(self, ids, position, mask, temperature, packing=None):
+    def forward(self, ids, position, mask, temperature, packing=None, taught=None):
+        assert taught is None
         if torch.is_grad_enabled():
             self.seen.append(ids)
         more = () if packing is None else (packing,)
