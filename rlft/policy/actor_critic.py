@@ -138,7 +138,8 @@ class _Convolutions(nn.Module):
 class ActorCritic(nn.Module):
     """A policy and its critic, on one trunk or on two.
 
-    memory: width of a GRU or LSTM (`cell`) between encoder and heads, 0 for none (only with one trunk).
+    memory: width of a GRU or LSTM (`cell`) between encoder and heads, 0 for none (only with one trunk);
+    skip: the heads read what the memory read, too.
     encoder: makes a module in place of `Encoder`, with `width`, `forward(obs) -> [N, width]` and `take_in`.
     normalise_returns: the value head speaks of returns by their running mean and deviation; values that
     leave the policy are returns again.
@@ -155,6 +156,7 @@ class ActorCritic(nn.Module):
         activation: str = "tanh",
         memory: int = 0,
         cell: Literal["gru", "lstm"] = "gru",
+        skip: bool = False,
         shared: bool = False,
         normalise: bool = False,
         normalise_returns: bool = False,
@@ -168,7 +170,10 @@ class ActorCritic(nn.Module):
         )
         self.policy_encoder = make()
         self.value_encoder = None if shared or memory else make()
+        self._skip = skip and memory > 0
         read = memory or self.policy_encoder.width
+        if self._skip:
+            read += self.policy_encoder.width
         self.memory: Any = CELLS[cell](self.policy_encoder.width, memory) if memory else None
         gaussian = isinstance(self.distribution, Gaussian)
         out = self.distribution.actions if gaussian else self.distribution.width
@@ -203,7 +208,7 @@ class ActorCritic(nn.Module):
         if self.memory is not None:
             assert state is not None
             read, state = self.memory.read(hidden[:, None], state)
-            hidden = read[:, 0]
+            hidden = self._read(read[:, 0], hidden)
         return self._params(hidden), self._value(obs, hidden), state
 
     def forward(
@@ -225,7 +230,7 @@ class ActorCritic(nn.Module):
             if self.memory is not None:
                 assert state is not None
                 read, state = self.memory.read(hidden.view(rows, steps, -1), state)
-                hidden = read.flatten(0, 1)
+                hidden = self._read(read.flatten(0, 1), hidden)
             params = self._params(hidden)
         value = self._value(flat, hidden).view(rows, steps)
         params = params.view(rows, steps, -1)
@@ -236,6 +241,9 @@ class ActorCritic(nn.Module):
         self.policy_encoder.take_in(obs)
         if self.value_encoder is not None:
             self.value_encoder.take_in(obs)
+
+    def _read(self, memory: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        return torch.cat([memory, encoded], -1) if self._skip else memory
 
     def _params(self, hidden: torch.Tensor) -> torch.Tensor:
         out = self.policy_head(hidden)
