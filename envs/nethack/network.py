@@ -5,7 +5,9 @@ What is encoded is what arXiv 2402.02868's policy sees (that of "Scaling Laws fo
 Single-Agent Games", arXiv 2307.09423): the screen by residual convolutions, message and statistics by
 perceptrons, the previous action by an embedding. Departures: the screen's first layer is a patch of cells
 over an embedding of each (character, colour) pair, in place of a convolution over rendered pixels, which
-costs several times more; the surroundings of the hero are read cell by cell besides.
+costs several times more; the surroundings of the hero are read cell by cell besides; and the heads read
+what the LSTM read, too: cloned for a hundred updates without that, the policy still knew little but how
+often each action comes.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class NetHackNet:
     message: Size = 64
     statistics: Size = 64
     action: Size = 16
-    memory: Annotated[int, Field(ge=0)] = 144
+    memory: Annotated[int, Field(ge=0)] = 128
     normalise_returns: bool = True
 
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
@@ -74,6 +76,7 @@ class NetHackNet:
             shared=True,
             memory=self.memory,
             cell="lstm",
+            skip=True,
             normalise_returns=self.normalise_returns,
             encoder=lambda: _Encoder(self, int(observations["prev_action"].n)),
         )

@@ -138,7 +138,8 @@ class _Convolutions(nn.Module):
 class ActorCritic(nn.Module):
     """A policy and its critic, on one trunk or on two.
 
-    memory: width of a GRU or LSTM (`cell`) between encoder and heads, 0 for none (only with one trunk).
+    memory: width of a GRU or LSTM (`cell`) between encoder and heads, 0 for none (only with one trunk);
+    skip: the heads read what the memory read, too.
     encoder: makes a module in place of `Encoder`, with `width`, `forward(obs) -> [N, width]` and `take_in`.
     context: makes another memory, with `width`, `state_size` and `read`, as those of memory.py.
     normalise_returns: the value head speaks of returns by their running mean and deviation; values that
@@ -156,6 +157,7 @@ class ActorCritic(nn.Module):
         activation: str = "tanh",
         memory: int = 0,
         cell: Literal["gru", "lstm"] = "gru",
+        skip: bool = False,
         shared: bool = False,
         normalise: bool = False,
         normalise_returns: bool = False,
@@ -174,6 +176,9 @@ class ActorCritic(nn.Module):
             self.memory = CELLS[cell](self.policy_encoder.width, memory)
         self.value_encoder = None if shared or self.memory is not None else make()
         read = self.policy_encoder.width if self.memory is None else self.memory.width
+        self._skip = skip and memory > 0
+        if self._skip:
+            read += self.policy_encoder.width
         gaussian = isinstance(self.distribution, Gaussian)
         out = self.distribution.actions if gaussian else self.distribution.width
         self.policy_head = _layer(read, out, 0.01)
@@ -207,7 +212,7 @@ class ActorCritic(nn.Module):
         if self.memory is not None:
             assert state is not None
             read, state = self.memory.read(hidden[:, None], state)
-            hidden = read[:, 0]
+            hidden = self._read(read[:, 0], hidden)
         return self._params(hidden), self._value(obs, hidden), state
 
     def forward(
@@ -229,7 +234,7 @@ class ActorCritic(nn.Module):
             if self.memory is not None:
                 assert state is not None
                 read, state = self.memory.read(hidden.view(rows, steps, -1), state)
-                hidden = read.flatten(0, 1)
+                hidden = self._read(read.flatten(0, 1), hidden)
             params = self._params(hidden)
         value = self._value(flat, hidden).view(rows, steps)
         params = params.view(rows, steps, -1)
@@ -240,6 +245,9 @@ class ActorCritic(nn.Module):
         self.policy_encoder.take_in(obs)
         if self.value_encoder is not None:
             self.value_encoder.take_in(obs)
+
+    def _read(self, memory: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        return torch.cat([memory, encoded], -1) if self._skip else memory
 
     def _params(self, hidden: torch.Tensor) -> torch.Tensor:
         out = self.policy_head(hidden)

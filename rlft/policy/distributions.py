@@ -59,8 +59,13 @@ class Categoricals:
 
     def noise(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Gumbel: the largest of logits plus it is a sample of the categorical."""
-        uniform = rng.random((count, self.width))
-        return -np.log(-np.log(uniform.clip(1e-12, 1 - 1e-12))).astype(np.float32)
+        x = rng.random((count, self.width))
+        np.maximum(x, 1e-12, out=x)
+        np.minimum(x, 1 - 1e-12, out=x)
+        for _ in range(2):
+            np.log(x, out=x)
+            np.negative(x, out=x)
+        return x.astype(np.float32)
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.mode(params + noise)

@@ -112,6 +112,7 @@ class Block:
         self._state = np.zeros((size, choice.state_size), np.float32) if choice.state_size else None
         self._obs: dict[str, np.ndarray] = {}
         self._held: Rest | None = None
+        self._record: _Record | None = None
         self._began = [(0, 0.0)] * size  # steps and return of the episode before what is recorded
 
     @property
@@ -137,7 +138,7 @@ class Block:
         yield from ()
         episodes = self._resume(rest, task_of)
         rng = np.random.default_rng(key.seed())
-        record = _Record(self.size, steps)
+        record = self._recording(steps)
         firsts = [0] * self.size
         under_way = [env.running.length > 0 for env in self._envs]
         pieces: list[Piece] = []
@@ -184,6 +185,13 @@ class Block:
         state = None if self._state is None else self._state.copy()
         self._held = Rest(points, state, tuple(episodes), self.number)
         return pieces, self._held
+
+    def _recording(self, steps: int) -> _Record:
+        """Arrays for so many steps: the last ones again, since strips copy and fresh memory is slow."""
+        if self._record is None or self._record.steps != steps:
+            self._record = _Record(self.size, steps)
+        self._record.begin()
+        return self._record
 
     def _resume(self, rest: Rest | None, task_of: Callable[[int, int], Task]) -> list[int]:
         """Brings the environments to `rest`, unless they are there; returns each one's episode number."""
@@ -352,15 +360,19 @@ class _Record:
     """What M environments did in a fixed number of steps, written into arrays `[T, M, ...]`."""
 
     def __init__(self, size: int, steps: int) -> None:
-        self._size, self._steps = size, steps
+        self._size, self.steps = size, steps
         self._arrays: dict[str, np.ndarray] = {}
         self._obs: dict[str, np.ndarray] = {}
         self._logp: np.ndarray | None = None
 
+    def begin(self) -> None:
+        """Forgets what was recorded."""
+        self._logp = None
+
     def see(self, t: int, seen: Seen) -> None:
         for name, x in seen.obs.items():
             if name not in self._obs:
-                self._obs[name] = np.empty((self._steps, *x.shape), x.dtype)
+                self._obs[name] = np.empty((self.steps, *x.shape), x.dtype)
             self._obs[name][t] = x
         if seen.state is not None:
             self._put("state", t, seen.state)
@@ -376,7 +388,7 @@ class _Record:
 
     def _put(self, name: str, t: int, x: np.ndarray) -> None:
         if name not in self._arrays:
-            self._arrays[name] = np.empty((self._steps, *x.shape), np.float32)
+            self._arrays[name] = np.empty((self.steps, *x.shape), np.float32)
         self._arrays[name][t] = x
 
     def weigh(self, choice: Choice) -> None:

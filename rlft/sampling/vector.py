@@ -24,6 +24,7 @@ from rlft.cluster import stacks
 from rlft.config import Config
 from rlft.errors import WeightsMismatch
 from rlft.policy.actor_critic import ActorCritic, as_tensors, load_policy
+from rlft.policy.distributions import Categoricals
 from rlft.policy.observed import as_arrays
 from rlft.sampling.episodes import Acted, Block, Choice, Piece, Rest, Rolling, Seen, Start
 from rlft.sampling.films import Cameras
@@ -253,10 +254,11 @@ class Runner:
     def _act(self, seen: Seen) -> Acted:
         state = None if seen.state is None else torch.from_numpy(seen.state).to(self._device)
         params, value, after = self._policy.act(as_tensors(seen.obs, self._device), state)
-        if not bool(torch.isfinite(params).all()):
+        said = params.cpu().numpy()
+        if not np.isfinite(said).all():
             raise FloatingPointError("the policy's outputs are not finite")
         return Acted(
-            params.cpu().numpy(),
+            said,
             value.cpu().numpy(),
             None if after is None else after.cpu().numpy(),
         )
@@ -292,9 +294,13 @@ def _strips(pieces: Sequence[Piece]) -> list[Strip]:
 def choice_of(policy: ActorCritic, space: spaces.Space, device: torch.device) -> Choice:
     """How this policy's parameters become actions of `space`."""
     distribution = policy.distribution
+    one_choice = isinstance(distribution, Categoricals) and distribution.actions == 1
 
     @torch.inference_mode()
     def choose(params: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        if one_choice:  # the same by numpy, in a fifth of the calls
+            scores = params if noise is None else params + noise
+            return scores.argmax(-1)[:, None].astype(np.float32)
         p = torch.from_numpy(params)
         drawn = (
             distribution.mode(p)

@@ -25,7 +25,7 @@ BASE = {
     "model": {"build": NET, "dtype": "float32"},
     "runner": {"blocks": 2, "envs": 2},
     "learner": {"lr": 3e-3, "max_grad_norm": 4.0},
-    "save": {"every": 1},
+    "save": {"every": 1, "keep": 4},
     "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60},
 }
 CLONE = {

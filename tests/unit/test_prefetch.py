@@ -43,6 +43,15 @@ def test_tickets_come_in_order_and_never_more_than_the_bound_ahead(ahead):
     assert got == [(i, 10 * i) for i in range(8)]
 
 
+def test_how_long_collecting_stood_still_at_the_bound_is_told():
+    waits, collect = [], Slow()
+    with prefetch(iter(range(4)), collect, ahead=1, waited=waits.append) as results:
+        for ticket, _ in results:
+            time.sleep(0.3 if ticket < 2 else 0)
+    assert max(waits[:2]) < min(waits[2:4]), "two may be begun at once, then one for each finished"
+    assert min(waits[2:4]) > 0.1
+
+
 def test_an_error_is_raised_after_what_was_collected_before_it():
     got = []
     with (
