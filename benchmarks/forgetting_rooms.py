@@ -7,7 +7,8 @@ the clone on both rooms with nothing, kickstarting, cloning, EWC and L2, and fro
 each policy in FAR and in CLOSE every 5 steps. Finished parts are not repeated. Prints and writes
 `table.md`; every number is over seeds: mean [least, largest].
 
-Level, budget, coefficients and columns were fixed before any method was run.
+Level, budget, coefficients and columns were fixed before any method was run; the level was changed once,
+after plain PPO alone: envs/two_stage.py says why.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
+from minigrid.core.constants import DIR_TO_VEC
 from minigrid.core.grid import Grid
 from minigrid.core.mission import MissionSpace
 from minigrid.core.world_object import Floor, Goal, Lava, Wall
@@ -16,6 +18,8 @@ from envs.minigrid.words import Vocabulary
 
 _OUT = 0.3
 """For leaving CLOSE; the rest of 1 is for the goal."""
+_NEARER = 0.02
+"""For each action in CLOSE that brings the opening nearer, counted in actions on a shortest way."""
 
 
 class TwoRooms(MiniGridEnv):
@@ -24,6 +28,7 @@ class TwoRooms(MiniGridEnv):
     def __init__(self, far: bool, room: int, lava: int, max_steps: int) -> None:
         self._far, self._room, self._lava = far, room, lava
         self.stage, self.gap = 0, 1
+        self.left: dict[tuple[int, int, int], int] = {}
         super().__init__(
             mission_space=MissionSpace(mission_func=_mission),
             width=2 * room + 3,
@@ -59,14 +64,18 @@ class TwoRooms(MiniGridEnv):
             self.agent_pos = cells[int(rng.integers(len(cells)))]
             self.agent_dir = int(rng.integers(4))
             if self._solvable(goal):
+                self.left = {} if self._far else self._ways_out()
                 return
 
     def step(self, action: Any) -> Any:
+        before = self.left.get(self._state(), 0)
         seen, _, terminated, truncated, info = super().step(action)
         x = int(self.agent_pos[0])
         reward = 0.0
+        if self.stage == 0 and not terminated:
+            reward = _NEARER * (before - self.left.get(self._state(), 0))
         if self.stage == 0 and x > self._room + 1:
-            self.stage, reward = 1, _OUT
+            self.stage, reward = 1, reward + _OUT
             self._set_opening()
             seen = self.gen_obs()
         at = self.grid.get(*self.agent_pos)
@@ -74,6 +83,37 @@ class TwoRooms(MiniGridEnv):
             self.stage = 2
             reward += (1 - _OUT) * (1 - 0.5 * self.step_count / self.max_steps)
         return seen, reward, terminated, truncated, info
+
+    def _state(self) -> tuple[int, int, int]:
+        x, y = self.agent_pos
+        return int(x), int(y), int(self.agent_dir)
+
+    def _ways_out(self) -> dict[tuple[int, int, int], int]:
+        """Actions from each state of CLOSE, and of the opening, to the first cell behind it."""
+        behind = (self._room + 2, self.gap)
+        trap = [
+            (x, y)
+            for x in range(1, self._room + 1)
+            for y in range(1, self._room + 1)
+            if self.grid.get(x, y).type == "goal"
+        ]
+        free = {
+            (x, y)
+            for x in range(1, self._room + 1)
+            for y in range(1, self._room + 1)
+            if (x, y) not in trap
+        } | {(self._room + 1, self.gap), behind}
+        left = {(*behind, facing): 0 for facing in range(4)}
+        line = deque(left)
+        while line:
+            x, y, facing = line.popleft()
+            dx, dy = (int(d) for d in DIR_TO_VEC[facing])
+            turns = [] if (x, y) == behind else [(x, y, (facing + t) % 4) for t in (1, -1)]
+            for state in (*turns, (x - dx, y - dy, facing)):
+                if state not in left and state[:2] in free:
+                    left[state] = left[x, y, facing] + 1
+                    line.append(state)
+        return left
 
     def _set_opening(self) -> None:
         self.grid.set(self._room + 1, self.gap, None if self.stage == 0 else Wall())

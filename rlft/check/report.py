@@ -20,6 +20,7 @@ from rlft.cluster.placement import make_plan
 from rlft.config import Config, load_config
 from rlft.errors import ConfigError, ResourceError, UserError
 from rlft.policy.start import start_folder
+from rlft.retention.term import needs_of
 from rlft.types import Task
 
 FIRST = 4
@@ -134,7 +135,8 @@ def _memory(cfg: Config, algo: Algo, hardware: Hardware) -> list[str]:
     if isinstance(shape, str):
         return [f"memory: not estimated, the model is not known here ({shape})"]
     shape = replace(shape, critic="value" in algo.needs, served=served_models(cfg))
-    return memory_lines(cfg, shape, hardware, "ref_logp" in algo.needs)
+    frozen = {"ref_logp", "teacher"} & (algo.needs | needs_of(cfg))  # a second copy of the model
+    return memory_lines(cfg, shape, hardware, bool(frozen))
 
 
 def _prompts(cfg: Config, algo: Algo, stream: Any, held_out: Sequence[Task]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -99,8 +100,9 @@ def open_folder(cfg: Config, folder: Path, *, resume: bool, forget: bool = False
 
 def forget_records(folder: Path) -> None:
     """Drops the lines of an attempt that came to no checkpoint: its steps are taken again."""
-    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "probes.jsonl"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "probes", ignore_errors=True)
 
 
 def refuse_second(folder: Path, *, resume: bool) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_runs import metrics, weights
 from small_runs import run as run_text
 
@@ -37,57 +38,66 @@ def rows_of(folder):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-def test_every_term_is_in_the_metrics_and_a_resumed_run_is_the_whole_one(tmp_path):
-    recipe = MiniGrid(configurations=4, max_steps=20, view="dict")
-    write(tmp_path / "demos.npz", demonstrations(recipe, 4)[0])
-    path = str(tmp_path / "demos.npz")
+def keep(folder, name, *, resume=False, **changes):
+    """Runs it in `folder/name`, on the demonstrations in `folder`; returns the folder."""
+    path = str(folder / "demos.npz")
+    decay = {"kind": "decay", "from": 0.5, "factor": 0.9, "floor": 0.3}
     retention = [
-        {"name": "kickstarting", "coef": {"kind": "decay", "from": 0.5, "factor": 0.9, "floor": 0.3}},
+        {"name": "kickstarting", "coef": decay},
         {"name": "behavioural_cloning", "path": path, "batch": 16, "unroll": 8, "burn_in": 4},
         {"name": "ewc", "coef": 10.0, "path": path, "states": 20},
         {"name": "l2", "coef": 0.01},
-    ]  # fmt: skip
-
+    ]
     probes = [
         {"name": "restart", "env": {"held_out_start": "other_room"}, "tasks": 4, "called": "moved"},
         {"name": "teacher_likelihood", "path": path},
     ]
+    kept = {"retention": retention, "probes": {"every": 2, "fns": probes}}
+    train(parse_config({**BASE, **kept, **changes}, "keeping"), folder / name, resume=resume)
+    return folder / name
 
-    def run(name, *, resume=False, **changes):
-        kept = {"retention": retention, "probes": {"every": 2, "fns": probes}}
-        cfg = parse_config({**BASE, **kept, **changes}, "keeping")
-        train(cfg, tmp_path / name, resume=resume)
-        return metrics(tmp_path / name)
 
-    whole = run("whole")
-    for row in whole:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("keeping")
+    recipe = MiniGrid(configurations=4, max_steps=20, view="dict")
+    write(folder / "demos.npz", demonstrations(recipe, 4)[0])
+    return keep(folder, "whole")
+
+
+def test_every_term_is_in_the_metrics_and_frozen_weights_are_thawed(whole):
+    rows = metrics(whole)
+    for row in rows:
         assert {"loss/kickstarting", "loss/behavioural_cloning", "loss/ewc", "loss/l2"} <= set(row)
     # Two optimizer steps a row: the coefficient of the last one.
-    assert [r["coef/kickstarting"] for r in whole] == pytest.approx(
-        [max(0.3, 0.5 * 0.9**n) for n in (1, 3, 5, 7)]
-    )
-    assert whole[0]["loss/ewc"] < 1e-4 < whole[-1]["loss/l2"]
-    fisher = read_fisher(tmp_path / "whole/retention/ewc.safetensors").fisher
+    expected = [max(0.3, 0.5 * 0.9**n) for n in (1, 3, 5, 7)]
+    assert [r["coef/kickstarting"] for r in rows] == pytest.approx(expected)
+    assert rows[0]["loss/ewc"] < 1e-4 < rows[-1]["loss/l2"]
+    fisher = read_fisher(whole / "retention/ewc.safetensors").fisher
     assert not [n for n in fisher if n.startswith("value")]
-    half, end = weights(tmp_path / "whole", 2), weights(tmp_path / "whole", 4)
-    from safetensors.torch import load_file
-
-    start = load_file(tmp_path / "whole/start/model.safetensors")
+    start = load_file(whole / "start/model.safetensors")
+    half, end = weights(whole, 2), weights(whole, 4)
     for name in start:
         if name.startswith("memory."):
             assert torch.equal(start[name], half[name]), f"{name} was frozen"
             assert not torch.equal(start[name], end[name]), f"{name} was thawed"
-    probed = rows_of(tmp_path / "whole")
+    probed = rows_of(whole)
     assert [row["step"] for row in probed] == [0, 2, 4]
     assert all({"moved/success", "teacher/logp"} <= set(row) for row in probed)
     assert probed[0]["teacher/logp"] < probed[-1]["teacher/logp"], "it was cloned"
-    assert not list((tmp_path / "whole/probes").iterdir()), "what was measured is gone"
-    assert "<h2>Forgetting</h2>" in (tmp_path / "whole/report.html").read_text()
-    run("halves", steps=2)
-    assert run("halves", resume=True) == whole
-    assert rows_of(tmp_path / "halves") == probed
-    for name, tensor in weights(tmp_path / "halves", 4).items():
-        assert torch.equal(tensor, end[name]), name
+    assert not list((whole / "probes").iterdir()), "what was measured is gone"
+    assert "<h2>Forgetting</h2>" in (whole / "report.html").read_text()
+
+
+@pytest.mark.long
+def test_two_steps_and_two_resumed_are_four(whole):
+    halves = keep(whole.parent, "halves", steps=2)
+    keep(whole.parent, "halves", resume=True)
+    assert metrics(halves) == metrics(whole)
+    assert rows_of(halves) == rows_of(whole)
+    ours, theirs = weights(halves, 4), weights(whole, 4)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
 
 
 def test_a_language_model_keeps_what_it_is_told_to(tmp_path, tiny_model):

@@ -166,3 +166,24 @@ def test_the_command_prints_both_transfers(tmp_path):
         list(lines(tmp_path / "ours", "far/sucess", tmp_path / "scratch"))
     with pytest.raises(ConfigError, match=r"no probes\.jsonl"):
         list(lines(tmp_path, None, None))
+
+
+def test_a_policy_that_was_not_measured_is_measured_when_the_run_is_resumed(tmp_path, monkeypatch):
+    from rlft.probes.schedule import Probing
+    from rlft.record.folder import forget_records
+
+    asked = []
+    monkeypatch.setattr(Probing, "_ask", lambda self, step, model: asked.append((step, model.name)))
+    cfg = parse_config({**TREE, "probes": {"fns": [{"name": "restart", "env": {}}]}}, "test")
+    probing = Probing(cfg, tmp_path, tmp_path, None, None)
+    for step in (1, 2, 4):
+        (tmp_path / f"probes/step_{step:06d}").mkdir(parents=True)
+    rows = "".join(json.dumps({"step": s, "x/y": 1.0}) + "\n" for s in (0, 1, 3))
+    (tmp_path / "probes.jsonl").write_text(rows)
+    probing.resume(2)
+    assert asked == [(2, "step_000002")]
+    assert [p.name for p in (tmp_path / "probes").iterdir()] == ["step_000002"]
+    kept = [json.loads(x)["step"] for x in (tmp_path / "probes.jsonl").read_text().splitlines()]
+    assert kept == [0, 1], "steps that are taken again are forgotten"
+    forget_records(tmp_path)
+    assert not (tmp_path / "probes").exists()

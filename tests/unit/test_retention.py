@@ -578,3 +578,50 @@ def test_a_pattern_that_names_nothing_is_refused():
     split, [rule] = frozen_groups(groups, named, [Freeze(names=["policy_encoder.*"], until=3)])
     assert [g["held"] for g in split] == ["", rule.mark]
     assert sum(len(g["params"]) for g in split) == len(named)
+
+
+def test_kickstarting_asks_the_teacher_about_the_rollout_and_adds_the_mean_kl(monkeypatch):
+    """A fit whose only term is kickstarting, with a spy for a teacher; two strips of 5 and 3 steps."""
+    from rlft.learning import objective
+    from rlft.learning.strip_fit import StripJob, fit_strips
+
+    monkeypatch.setattr(objective.dist, "all_reduce", lambda *args, **keys: None)
+
+    class Learner(Student):
+        def begin(self, step): ...
+
+        def take_in(self, obs): ...
+
+        def step(self, lr, critic_lr):
+            return True, 1.0
+
+    class Spy(ActingTeacher):
+        def params(self, strips, carry=True):
+            self.asked = list(strips)
+            return super().params(strips, carry)
+
+    strips = [strip(0, 5, slot=0), strip(1, 3, slot=1)]
+    kept, student = Retained(), Learner(policy(2))
+    kept.teacher = Spy(policy(1), torch.device("cpu"))
+    term = Kickstarting(coef=0.5).term()
+    job = StripJob(
+        number=np.zeros(2, np.float32), on_policy=np.ones(2, bool), terms=(term,), coef=(0.5,),
+        credit=None, epochs=1, minibatches=1, normalise="none", key=Key(0), lr=0.1, critic_lr=None,
+        token_budget=3,
+    )  # fmt: skip
+    report = fit_strips(student, job, 0, strips, retained=kept)
+    assert [id(s) for s in kept.teacher.asked] == [id(s) for s in strips]
+    plain = policy(2)
+    obs = {"observation": torch.from_numpy(np.concatenate([s.obs["observation"] for s in strips]))}
+    p, q = kept.teacher.policy.act(obs, None)[0], plain.act(obs, None)[0]
+    kl = Categoricals((4,)).kl(p, q).mean()
+    (0.5 * kl).backward()
+    assert report.metrics["loss/kickstarting"] == pytest.approx(float(kl.detach()), rel=1e-5)
+    assert report.metrics["coef/kickstarting"] == 0.5
+    for (name, ours), theirs in zip(
+        student.policy.named_parameters(), plain.parameters(), strict=True
+    ):
+        expected = torch.zeros_like(ours) if theirs.grad is None else theirs.grad
+        found = torch.zeros_like(ours) if ours.grad is None else ours.grad
+        torch.testing.assert_close(found, expected, msg=name)
+        assert not name.startswith("value") or float(found.abs().max()) == 0

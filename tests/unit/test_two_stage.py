@@ -37,7 +37,7 @@ def test_the_green_square_of_the_first_room_is_a_trap_and_that_of_the_second_the
     env.reset(seed=3)
     at(env, (5, level.gap), 0)
     told = [env.step(FORWARD) for _ in range(2)]
-    assert [t[1] for t in told] == [0, 0.3]
+    assert [t[1] for t in told] == pytest.approx([0.02, 0.32])
     assert [int(t[4]["stage"][0]) for t in told] == [0, 1]
     assert level.grid.get(6, level.gap).type == "wall", "it closes behind the agent"
     x, y = goal
@@ -68,6 +68,24 @@ def test_every_far_start_is_solved_by_the_shortest_path_and_close_starts_reach_t
         assert close.unwrapped.stage == 0
         assert int(close.unwrapped.agent_pos[0]) <= 5
         assert len(cells(close, "lava")) == 3
+
+
+def test_the_way_out_is_as_long_as_a_search_says_and_pays_by_the_action():
+    env, rng = TwoStage().make(), np.random.default_rng(0)
+    for task in TwoStage().train()[:20]:
+        env.reset(seed=task.info["seed"])
+        level, whole = env.unwrapped, 0.0
+        first = level.left[level._state()]
+        assert first < 30
+        for _ in range(25):
+            here = level.left[level._state()]
+            _, reward, terminated, _, _ = env.step(int(rng.integers(3)))
+            if terminated or level.stage:
+                break
+            whole += reward
+            now = level.left[level._state()]
+            assert abs(now - here) <= 3, "a step back, and a turn before and after"
+            assert whole == pytest.approx(0.02 * (first - now))
 
 
 def test_the_rooms_look_different():
