@@ -6,7 +6,9 @@ standardised a minibatch, clipped surrogate, clipped value loss, entropy bonus, 
 separate networks for policy and value, early stop by KL (`target_kl`). A truncated episode is
 bootstrapped by the value of its last observation, which CleanRL leaves out. Beyond it: the exact KL to
 the behaviour policy as a term (`kl_coef`), whole episodes in place of segments (`unit`), V-trace, and a
-count bonus. The policy's log-probs, values and distributions are those it acted with.
+count bonus; rewards may be clipped, and the critic alone trained for some first steps (a policy that was
+cloned comes without one, arXiv 2402.02868). The policy's log-probs, values and distributions are those
+it acted with.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rlft.algo import Algo
-from rlft.config import Positive
+from rlft.config import Natural, Positive
 from rlft.credit.decision import GAE, Credit
 from rlft.credit.vtrace import VTrace
 from rlft.losses.acting import acting_terms
@@ -32,7 +34,9 @@ class ControlPPO(Algo):
     configuration `episodes` times; gamma, lam: of GAE or V-trace; vtrace: credit for data of older
     weights; clip: of the surrogate; value_clip: null for none; value_coef, entropy_coef, kl_coef: of the
     terms; normalise: over what advantages are standardised; critic_lr: null for the policy's;
-    target_kl: no further epoch beyond it, in nats; ucb: weight of a bonus for steps seldom taken."""
+    target_kl: no further epoch beyond it, in nats; ucb: weight of a bonus for steps seldom taken;
+    reward_clip: rewards beyond it count as it, null: none; critic_only: so many first steps of the run
+    train nothing but what the value alone reads."""
 
     acts: ClassVar[bool] = True
     max_staleness: ClassVar[int] = 1_000
@@ -52,6 +56,8 @@ class ControlPPO(Algo):
     critic_lr: Scheduled | None = None
     target_kl: float | None = None
     ucb: Scheduled = 0.0
+    reward_clip: Annotated[float, Field(gt=0)] | None = None
+    critic_only: Natural = 0
     epochs: Positive = 4
     minibatches: Positive = 4
 
@@ -86,4 +92,6 @@ class ControlPPO(Algo):
             critic_lr=None if self.critic_lr is None else value_at(self.critic_lr, run.step),
             target_kl=self.target_kl,
             ucb=value_at(self.ucb, run.step),
+            reward_clip=self.reward_clip,
+            critic_only=run.step < self.critic_only,
         )

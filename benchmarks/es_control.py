@@ -2,10 +2,12 @@
 
 The algorithm asks its run for a population's answers, for their scores and for a step along noise. Here
 an answer is an episode, a task is a seed of the environment, and its reward is the undiscounted
-return. Policies are a linear map or a small MLP from observations to actions, greedy.
+return. Policies are a linear map or a small MLP from observations to actions. Members are greedy, or with
+`--sampled` draw their actions: where rewards are rare, a greedy member repeats one useless path and all
+members earn nothing, while a policy that draws finds the goal now and then. Held-out episodes are greedy.
 
   python benchmarks/es_control.py --env CartPole-v1 --seeds 0 1 2
-  python benchmarks/es_control.py --env MiniGrid-Empty-5x5-v0 --hidden 16 --seeds 0 1 2
+  python benchmarks/es_control.py --env MiniGrid-Empty-5x5-v0 --sampled --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class ControlRun:
         columns: list[list[Trajectory]] = [[] for _ in tasks]
         for index, member in members.items():
             blend(self._weights, self.master, [member], drawing)
-            for place, (total, steps) in enumerate(self.episodes([t.target for t in tasks])):
+            draws = None if greedy else np.random.default_rng(key.child("actions", index).seed())
+            played = self.episodes([t.target for t in tasks], draws)
+            for place, (total, steps) in enumerate(played):
                 columns[place].append(trajectory(tasks[place], index, total, steps))
         blend(self._weights, self.master, [], drawing)
         return [Group(t, tuple(c)) for t, c in zip(tasks, columns, strict=True)]
@@ -85,14 +89,19 @@ class ControlRun:
         blend(self._weights, self.master, [], Drawing())
         return WeightUpdate(self.version + 1, self.version, "noise", ())
 
-    def episodes(self, seeds: Sequence[int]) -> list[tuple[float, int]]:
-        """(return, steps) of one greedy episode a seed, all played at once."""
+    def episodes(
+        self, seeds: Sequence[int], draws: np.random.Generator | None = None
+    ) -> list[tuple[float, int]]:
+        """(return, steps) of one episode a seed, all played at once; greedy without `draws`."""
         envs = [self._env(i) for i in range(len(seeds))]
         current = np.stack([observed(e.reset(seed=s)[0]) for e, s in zip(envs, seeds, strict=True)])
         total, length = np.zeros(len(seeds)), np.zeros(len(seeds), int)
         alive = list(range(len(seeds)))
         while alive:
-            actions = self._policy(torch.from_numpy(current[alive])).argmax(-1).tolist()
+            logits = self._policy(torch.from_numpy(current[alive])).numpy()
+            if draws is not None:
+                logits = logits + draws.gumbel(size=logits.shape)  # its argmax is a draw
+            actions = logits.argmax(-1).tolist()
             for place, action in zip(list(alive), actions, strict=True):
                 observation, reward, done, cut, _ = envs[place].step(action)
                 current[place] = observed(observation)
@@ -143,11 +152,12 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=16)
     parser.add_argument("--generations", type=int, default=30)
     parser.add_argument("--episodes", type=int, default=4)
+    parser.add_argument("--sampled", action="store_true", help="members draw their actions")
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    algo = ES(args.population, args.sigma, args.lr, antithetic=True)
+    algo = ES(args.population, args.sigma, args.lr, antithetic=True, greedy=not args.sampled)
     for seed in args.seeds:
         began = time.monotonic()
         found = train(

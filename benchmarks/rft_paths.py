@@ -4,9 +4,10 @@
 
 One base model (configs/rejection/base.yaml). For each seed it is fine-tuned on one solution a problem
 (sft.yaml). As it was after 50 steps, that model answers every training problem 100 times (rft.yaml). The
-base is then trained again, for as many steps, on the gold rows and what is kept of the first 1, 10 and
-100 answers. A control has rows without new paths: `same path` keeps right answers that take the gold
-row's path in other words, as many a problem as k=100 keeps, where there are so many.
+base is then trained again on the gold rows and what is kept of the first 1, 10 and 100 answers. A control
+has rows without new paths: `same path` keeps right answers that take the gold row's path in other words,
+as many a problem as k=100 keeps, where there are so many. Each set is trained on twice: for as many steps
+as the SFT model, and (`equal passes`) as many times through its rows as that model went through its own.
 Every right text of the 100 answers is written once (`key: text`); the selections are made from that file
 by the library's own functions, so that the arms share their samples.
 Finished runs are not repeated. Prints the table of docs/results.md and draws docs/images/rft_paths.svg.
@@ -31,11 +32,17 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "rejection"
 SAMPLER = 50
 """Steps of supervised fine-tuning after which the model samples."""
 
+STEPS = 150
+"""Of `sft.yaml`."""
+
 KS = (1, 10, 100)
+SETS = (*(f"RFT k={k}" for k in KS), "same path")
 PASSES = ", equal passes"
-MOST = (f"RFT k={KS[-1]}", "same path")
-ARMS = ("SFT", *(f"RFT k={k}" for k in KS), "same path", *(arm + PASSES for arm in MOST))
-COLOURS = ("#5b6770", "#8a6d00", "#d9730d", "#1f6feb", "#a3378f", "#79b0ff", "#e39bd6")
+ARMS = ("SFT", *SETS, *(arm + PASSES for arm in SETS))
+COLOURS = {
+    "SFT": "#5b6770",
+    **dict(zip(SETS, ("#8a6d00", "#d9730d", "#1f6feb", "#a3378f"), strict=True)),
+}
 WIDTH, HEIGHT, MARGIN = 780, 380, 56
 RIGHT = 210
 """Right of the points, for their names: anywhere else these would cover some."""
@@ -77,21 +84,26 @@ def one(seed: int, base: Path, args: argparse.Namespace) -> dict[str, dict[str, 
         "base": {"accuracy": result["before/eval/reward/mean"], "rows": 0, "paths": 0},
         "SFT": {"accuracy": result["eval/reward/mean"], "rows": len(sampled), "paths": 0},
     }
+    results["SFT"]["steps"] = STEPS
     chosen = {f"RFT k={k}": [kept_of(q, k) for q in sampled] for k in KS}
     most = {q.id: len(q.kept) for q in chosen[f"RFT k={KS[-1]}"]}
     chosen["same path"] = [same_path(q, most[q.id]) for q in sampled]
     for arm, questions in chosen.items():
         file = out / f"{arm.replace(' ', '_')}.jsonl"
         rows = write_questions(file, {q.id: q for q in questions})
-        trained = run_once(
-            CONFIGS / "sft.yaml", out / file.stem, [*start, f"algo.rows={file.resolve()}"]
-        )
-        accuracy = json.loads((trained / "result.json").read_text())["eval/reward/mean"]
         paths = statistics.fmean(len({marks(k.text) for k in q.kept}) for q in questions)
         new = statistics.fmean(
             len({marks(k.text) for k in q.kept} - {marks(g) for g in q.gold}) for q in questions
         )
-        results[arm] = {"accuracy": accuracy, "rows": rows, "paths": paths, "new": new}
+        for more, steps in (("", STEPS), (PASSES, round(STEPS * rows / len(sampled)))):
+            schedule = [f"steps={steps}", f"learner.lr.steps={steps - 10}"]
+            folder = out / (file.stem + more.replace(", ", "_").replace(" ", "_"))
+            trained = run_once(
+                CONFIGS / "sft.yaml", folder, [*start, f"algo.rows={file.resolve()}", *schedule]
+            )
+            accuracy = json.loads((trained / "result.json").read_text())["eval/reward/mean"]
+            numbers = {"accuracy": accuracy, "rows": rows, "paths": paths, "new": new}
+            results[arm + more] = {**numbers, "steps": steps}
     return results
 
 
@@ -115,12 +127,13 @@ def same_path(question: Question, most: int) -> Question:
 def table(found: list[dict[str, dict[str, float]]]) -> str:
     """A row an arm: mean over seeds, and the range."""
     lines = [
-        "| trained on | rows | kept paths a problem | not the gold row's | held-out accuracy |",
-        "|---|---|---|---|---|",
+        "| trained on | rows | steps | kept paths a problem | not the gold row's | held-out accuracy |",
+        "|---|---|---|---|---|---|",
     ]
     for arm in ("base", *ARMS):
         cells = [
             f"{statistics.fmean(r[arm]['rows'] for r in found):,.0f}",
+            f"{statistics.fmean(r[arm].get('steps', 0) for r in found):,.0f}",
             spread([r[arm]["paths"] for r in found], 2),
             spread([r[arm].get("new", 0) for r in found], 2),
             spread([r[arm]["accuracy"] for r in found], 3),
@@ -162,14 +175,15 @@ def plot(found: list[dict[str, dict[str, float]]]) -> str:
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - MARGIN + 18}" text-anchor="middle">{label}</text>'
         )
-    for place, (arm, colour) in enumerate(zip(ARMS, COLOURS, strict=True)):
+    for place, arm in enumerate(ARMS):
+        colour = COLOURS[arm.removesuffix(PASSES)]
+        inside = "#fff" if arm.endswith(PASSES) else colour
+        ring = f'r="5" fill="{inside}" stroke="{colour}" stroke-width="2"'
         for _, x, y in (p for p in points if p[0] == arm):
             px, py = at(x, y)
-            parts.append(
-                f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}" opacity=".8"/>'
-            )
+            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" {ring} opacity=".8"/>')
         y = MARGIN + 14 + 20 * place
-        parts.append(f'<circle cx="{WIDTH - RIGHT + 24}" cy="{y - 4}" r="5" fill="{colour}"/>')
+        parts.append(f'<circle cx="{WIDTH - RIGHT + 24}" cy="{y - 4}" {ring}/>')
         parts.append(f'<text x="{WIDTH - RIGHT + 36}" y="{y}">{arm}</text>')
     middle = (MARGIN + WIDTH - RIGHT) / 2
     parts.append(

@@ -1,11 +1,12 @@
-"""REINFORCE, PPO and polychromic PPO from one cloned start, at about equal environment steps.
+"""REINFORCE, PPO and polychromic PPO from one cloned start, at equal environment steps.
 
     python benchmarks/rooms.py [--seeds 0 1 2] [--out runs/rooms] [--arms PPO ...] [--rollouts 100]
 
 MiniGrid Four Rooms, 50 fixed configurations. For each seed: demonstrations of a noisy expert, a clone
-of them (configs/rooms/clone.yaml), and each arm from it. Then `rollouts` episodes of each configuration
-by the stochastic policy, and a fifth as many with the start moved to another room. Finished parts are
-not repeated. Prints the table of docs/results.md, and draws pass@k.
+of them (configs/rooms/clone.yaml), and each arm from it until its budget of environment steps is spent.
+Then `rollouts` episodes of each configuration by the stochastic policy, and a fifth as many with the
+start moved to another room. Finished parts are not repeated. Prints the table of docs/results.md, and
+draws pass@k.
 """
 
 from __future__ import annotations

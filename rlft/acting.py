@@ -61,9 +61,15 @@ class Stage:
         return [Group(task, tuple(members))]
 
     def episodes(
-        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool, share: int = _EPISODES
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        key: Key,
+        greedy: bool,
+        share: int = _EPISODES,
+        record: bool = True,
     ) -> list[Group]:
-        """`n` whole episodes from each configuration."""
+        """`n` whole episodes from each configuration. record: False leaves the strips empty."""
         starts = [
             Start(task, key.child(place, j).seed(63))
             for place, task in enumerate(tasks)
@@ -71,7 +77,7 @@ class Stage:
         ]
         units = [starts[i : i + share] for i in range(0, len(starts), share)]
         answers = self._fleet.share_out(
-            [_calling("episodes", 2, unit, greedy) for unit in units],
+            [_calling("episodes", 2, unit, greedy, record) for unit in units],
             "rollout",
             self._cfg.deadlines.rollout,
         )

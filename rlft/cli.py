@@ -207,6 +207,23 @@ def replay(
         print(line)
 
 
+@app.command()
+def forgetting(
+    run: Annotated[Path, typer.Argument(help="a run folder with probes")],
+    scratch: Annotated[
+        Path | None, typer.Option(help="a run of the same from nothing: also forward transfer")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="of forward transfer: a success in [0, 1]")
+    ] = None,
+) -> None:
+    """What a run's probes say: start, least, end, backward transfer; against another, forward transfer."""
+    from rlft.record.forgetting import lines
+
+    for line in lines(run.expanduser(), metric, scratch and scratch.expanduser()):
+        print(line)
+
+
 @app.command("list")
 def list_() -> None:
     """Show the short names of algorithms, environments, engines, losses (of pairs: preference),
@@ -232,6 +249,8 @@ def list_() -> None:
         "key",
         "distance",
         "diversity",
+        "retention",
+        "probe",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))

@@ -1,4 +1,5 @@
-"""Demonstrations as strips, so that what learns from episodes learns from them."""
+"""Demonstrations as strips, so that what learns from episodes learns from them: all of them at once, or
+windows of recordings that are too many to hold."""
 
 from __future__ import annotations
 
@@ -12,22 +13,68 @@ from gymnasium import spaces
 from rlft.demonstrations import Demonstration, read
 from rlft.policy.distributions import distribution_of
 from rlft.policy.observed import as_arrays
+from rlft.recordings import Recordings, Streams, Window
 from rlft.types import Strip
 
 
 @functools.lru_cache(maxsize=4)
 def strips_of(source: str, env: Any) -> list[Strip]:
     """The demonstrations of `source` for the environment plug-in `env`. Raises DataError."""
-    one = env.make()
+    recorded = getattr(env, "inner", env)  # of an environment inside another
+    one = recorded.make()
     try:
         width = distribution_of(one.action_space).width
-        found = read(source, one.observation_space, one.action_space, getattr(env, "adapt", None))
+        adapt = getattr(recorded, "adapt", None)
+        found = read(source, one.observation_space, one.action_space, adapt)
+        if hasattr(env, "conditioned"):
+            found = [env.conditioned(demo, width) for demo in found]
         return [_strip(demo, one.action_space, width) for demo in found]
     finally:
         one.close()
 
 
-def _strip(demo: Demonstration, space: spaces.Space, width: int) -> Strip:
+class Library:
+    """Recordings of an environment as strips, window by window."""
+
+    def __init__(self, recordings: Recordings, space: spaces.Space) -> None:
+        self.recordings, self._space = recordings, space
+        self._width = distribution_of(space).width
+
+    def strip(self, window: Window) -> Strip:
+        """Raises DataError: what is recorded there is damaged."""
+        demo = self.recordings.read(window.game, window.first, window.last)
+        return _strip(demo, self._space, self._width, EMPTY if window.fresh else None)
+
+    def windows(
+        self, streams: Streams, num: int, first: int, minibatches: int
+    ) -> tuple[list[Strip], np.ndarray, np.ndarray]:
+        """Windows `first` to `first + minibatches - 1` of each of `num` readers: (strips, the reader of
+        each, the minibatch of each)."""
+        places = [(m, s) for m in range(minibatches) for s in range(num)]
+        strips = [self.strip(streams.at(s, first + m)) for m, s in places]
+        minibatch, stream = np.array(places).T
+        return strips, stream, minibatch
+
+
+EMPTY = np.zeros(0, np.float32)
+"""The state of a strip that begins with nothing in memory, whatever its reader had before."""
+
+
+@functools.lru_cache(maxsize=2)
+def library_of(source: str, env: Any) -> Library | None:
+    """The recordings of `source` for the environment plug-in `env`; None: it has none of its own, or the
+    file is one that is read whole. Raises DataError."""
+    opened = env.recordings(source) if hasattr(env, "recordings") else None
+    if opened is None:
+        return None
+    one = env.make()
+    one.close()
+    return Library(opened, one.action_space)
+
+
+def _strip(
+    demo: Demonstration, space: spaces.Space, width: int, state: np.ndarray | None = None
+) -> Strip:
     steps = len(demo)
     unknown = np.full(steps, np.nan, np.float32)
     obs: Mapping[str, np.ndarray] = as_arrays(demo.observations)
@@ -39,7 +86,7 @@ def _strip(demo: Demonstration, space: spaces.Space, width: int) -> Strip:
         value=unknown,
         reward=demo.rewards,
         bootstrap=0.0,
-        state=None,
+        state=state,
         after={name: x[-1] for name, x in obs.items()},
     )
 

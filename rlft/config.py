@@ -69,6 +69,15 @@ class Sampler(Section):
     gpus: Annotated[float, Field(ge=0)] = Field(default=0, description="GPUs per sampler")
 
 
+class Freeze(Section):
+    """Weights that are held still."""
+
+    names: list[str] = Field(
+        min_length=1, description="patterns of parameter names, such as policy_encoder.*"
+    )
+    until: Positive | None = Field(default=None, description="steps of the run; null: always")
+
+
 class Learner(Section):
     """Learner ranks and their optimizer."""
 
@@ -86,6 +95,7 @@ class Learner(Section):
         default={}, description="DeepSpeed configuration, passed through; our required keys win"
     )
     gpus: Annotated[float, Field(ge=0)] = Field(default=0, description="GPUs per rank: 0 or 1")
+    freeze: list[Freeze] = Field(default=[], description="weights that do not move, for a while")
 
 
 class Reward(Section):
@@ -157,12 +167,9 @@ class Turns(Section):
     max: Positive = Field(default=8, description="turns of the policy; then the episode is cut off")
     max_tokens: Positive | None = Field(
         default=None,
-        description="tokens of an episode after its prompt, the environment's among them; null: as many "
-        "as model.max_length leaves",
+        description="tokens of an episode after its prompt; null: what model.max_length leaves",
     )
-    role: str = Field(
-        default="user", description="of the environment's answers in a chat: user, tool, ..."
-    )
+    role: str = Field(default="user", description="of the environment's answers: user, tool, ...")
 
 
 class Evaluate(Section):
@@ -179,6 +186,17 @@ class Evaluate(Section):
     greedy: bool = Field(
         default=True, description="of an environment: the likeliest action, or one drawn"
     )
+
+
+class Probes(Section):
+    """What the policy still knows, measured beside the run."""
+
+    every: Natural = Field(default=0, description="steps between probes; 0: never on the way")
+    at_start: bool = True
+    at_end: bool = True
+    fns: list[Plugin] = Field(default=[], description="the probes")
+    threads: Positive = Field(default=1, description="of the actor that probes")
+    gpus: Annotated[float, Field(ge=0)] = 0
 
 
 class Save(Section):
@@ -229,6 +247,7 @@ class Deadlines(Section):
     learn: Annotated[float, Field(gt=0)] = 3600
     publish: Annotated[float, Field(gt=0)] = 600
     save: Annotated[float, Field(gt=0)] = 1200
+    probe: Annotated[float, Field(gt=0)] = 3600
     notice: Annotated[float, Field(gt=0)] = Field(
         default=30, description="seconds until a wait is mentioned on the console"
     )
@@ -252,6 +271,10 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
     seed: Natural = 0
     steps: Positive
+    budget: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="metric: amount; the run ends, before `steps`, with the step whose sum reaches it",
+    )
     tasks_per_step: Positive = Field(description="tasks of one ticket: prompts per step")
     run_root: str = "runs"
     warm_start: str | None = Field(
@@ -264,6 +287,9 @@ class Config(Section):
     )
     algo: Plugin
     env: Plugin
+    retention: list[Plugin] = Field(
+        default=[], description="terms that keep what the start policy knows"
+    )
     model: Model = Model()
     sampler: Sampler = Sampler()
     runner: Runner = Runner()
@@ -271,6 +297,7 @@ class Config(Section):
     learner: Learner = Learner()
     rewards: Rewards = Rewards()
     eval: Evaluate = Evaluate()
+    probes: Probes = Probes()
     save: Save = Save()
     record: Record = Record()
     guards: Guards = Guards()

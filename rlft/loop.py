@@ -32,15 +32,23 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     run.publish(WeightUpdate(max(run.version, 0), run.version, "full", ()))
     if cfg.eval.at_start and not resumed:
         run.evaluate()
+    if cfg.probes.at_start and not resumed:
+        run.probe()
+
+    lag: list[float] = []
 
     async def collect(ticket: Ticket) -> tuple[StepRow, list[Group]]:
         part = run.collecting(ticket)
+        if lag:
+            part.row["time/lag_wait_s"] = lag.pop()
         return part.row, await run.algo.collect(part, ticket)
 
     tickets = run.tickets()
     run.turn()
     began = time.monotonic()
-    with prefetch(tickets, collect, ahead=cfg.max_staleness, abandon=run.abandon) as collected:
+    with prefetch(
+        tickets, collect, ahead=cfg.max_staleness, abandon=run.abandon, waited=lag.append
+    ) as collected:
         for _ticket, (row, groups) in collected:
             update = run.learn(row, groups)
             run.publish(update)
@@ -48,12 +56,18 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
             run.record(groups, time.monotonic() - began)
             if run.due(cfg.eval):
                 run.evaluate()
+            if run.due(cfg.probes):
+                run.probe()
+            run.probing.pick_up()
             if run.due(cfg.save) or run.records.stop:
                 run.save()
             if run.records.stop:
                 raise GuardStop(f"{run.records.stop}. The checkpoint of step {run.step} was saved.")
+            if run.done:  # before all steps, if a budget is spent
+                break
             run.turn()
             began = time.monotonic()
+    run.probing.finish()
     return _result(run)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -27,17 +28,19 @@ def prefetch(
     *,
     ahead: int = 0,
     abandon: Callable[[int], None] = lambda thread: None,
+    waited: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Iterator[tuple[Ticket, T]]]:
     """Gives an iterator of each ticket with what was collected for it, in order.
 
     A ticket is collected once at most `ahead` of those before it are not yet finished: one is finished
     when the next is asked for. abandon: ends the waits of the thread with this identity, so that it can
-    be joined when the loop ends early.
+    be joined when the loop ends early; waited: told, on that thread and before each ticket, how long
+    collecting stood still because it was `ahead` enough.
     """
     if not ahead:
         yield _in_turn(iter(tickets), collect)
         return
-    collector = _Collector(iter(tickets), collect, ahead)
+    collector = _Collector(iter(tickets), collect, ahead, waited)
     collector.thread.start()
     try:
         yield collector.results()
@@ -60,8 +63,15 @@ def _in_turn(tickets: Iterator[Ticket], collect: Collect[T]) -> Iterator[tuple[T
 class _Collector(Generic[T]):
     """The thread that collects, and the bounded shelf between it and the loop."""
 
-    def __init__(self, tickets: Iterator[Ticket], collect: Collect[T], ahead: int) -> None:
+    def __init__(
+        self,
+        tickets: Iterator[Ticket],
+        collect: Collect[T],
+        ahead: int,
+        waited: Callable[[float], None],
+    ) -> None:
         self._tickets, self._collect, self._ahead = tickets, collect, ahead
+        self._waited = waited
         self._shelf: list[tuple[Ticket, T]] = []
         self._begun = self._finished = 0
         self._ended = self._stopped = False
@@ -106,8 +116,10 @@ class _Collector(Generic[T]):
                 self._changed.notify_all()
 
     def _may_begin(self) -> bool:
+        began = time.monotonic()
         with self._changed:
             self._changed.wait_for(
                 lambda: self._stopped or self._begun - self._finished <= self._ahead
             )
+            self._waited(time.monotonic() - began)
             return not self._stopped

@@ -42,6 +42,8 @@ _HOMES = {
     "key": "rlft.paths.keys",
     "distance": "rlft.paths.distances",
     "diversity": "rlft.diversity",
+    "retention": "rlft.retention",
+    "probe": "rlft.probes",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 

@@ -32,6 +32,7 @@ from rlft.learning.fit import FitJob, FitReport
 from rlft.learning.job import fit_job
 from rlft.losses.aggregate import Aggregation
 from rlft.record.bundle import Bundle, read_bundle
+from rlft.retention.term import Place, prepared
 from rlft.seeding import Key
 from rlft.types import Group, Row, RowRef, Task, WeightUpdate
 
@@ -70,6 +71,7 @@ class ReplayRun:
     _rows: list[Row]
     numbers: dict[str, Any] = field(default_factory=dict)
     held_out: tuple[Task, ...] = ()
+    taken: int = 0
 
     def fit(
         self,
@@ -94,10 +96,12 @@ class ReplayRun:
             "by_token": by_token,
             "unit": unit if together else None,
             "packed": packed,
+            "taken": self.taken,
         }
         job = fit_job(self.cfg, self.algo, self.step, members, adv, self.state, **keys)
         report = self._fit(job, [self._rows[m.row.index] for m in members])
         self.state = self.algo.next_state(self.state, report.metrics)
+        self.taken += 0 if job.critic_only else len(job.updates) - report.skipped
         self.numbers |= {**report.metrics, "rows": len(members)}
         if job.critic_only or report.skipped == len(job.updates):
             return None
@@ -117,6 +121,9 @@ def replay(folder: Path, overrides: Iterable[str] = ()) -> list[Compared]:
     _refuse_other_learner(recorded_cfg, cfg)
     algo = registry.build("algo", cfg.algo)
     start = _start(bundle, cfg, algo)
+    if cfg.retention:
+        env, run_folder = registry.build("env", cfg.env), folder.resolve().parents[1]
+        cfg = prepared(cfg, Place(cfg, start, run_folder, env, acts=False))
     learner = _actors if cfg.learner.num > 1 else _here
     with learner(cfg, bundle, start, algo) as (fit, digest):
         run = ReplayRun(
@@ -129,6 +136,7 @@ def replay(folder: Path, overrides: Iterable[str] = ()) -> list[Compared]:
             key=Key(cfg.seed),
             _fit=fit,
             _rows=bundle.rows,
+            taken=bundle.taken,
         )
         algo.learn(run, bundle.groups)
         return _compared(bundle, run.numbers, digest())

@@ -13,6 +13,7 @@ from rlft.config import Config
 from rlft.errors import NonFinite
 from rlft.filters import members_of
 from rlft.learning.fit import FitReport
+from rlft.probes.schedule import Probing
 from rlft.record.checkpoint import Position, identity, write_checkpoint
 from rlft.record.console import Console
 from rlft.record.metrics import JsonLines, StepRow
@@ -28,7 +29,8 @@ _SKIPS_BEFORE_STOP = 3
 
 class Run:
     """The verbs of the loop: `publish`, `learn`, `record`, `evaluate`, `save`, `restore`, and `collecting`,
-    which returns what an algorithm collects with. canary: what weights are compared on (`Publisher`)."""
+    which returns what an algorithm collects with. start: the folder of the policy that it starts from;
+    canary: what weights are compared on (`Publisher`)."""
 
     def __init__(
         self,
@@ -39,10 +41,12 @@ class Run:
         folder: Path,
         fleet: Fleet,
         console: Console,
+        start: Path,
         canary: list[int],
     ) -> None:
         self.cfg, self.algo, self.folder = cfg, algo, folder
         self.step, self.version = 0, -1
+        self.taken = 0  # optimizer steps of the run
         self.state = algo.init_state()
         self.key = Key(cfg.seed)
         self._fleet, self._console = fleet, console
@@ -51,6 +55,7 @@ class Run:
         self._row = StepRow()
         self._skips = 0
         self._publisher = Publisher(cfg, fleet, canary)
+        self.probing = Probing(cfg, start, folder, fleet.waits, self._write_model)
 
     def collecting(self, ticket: Ticket) -> Any:
         """What the algorithm collects with for `ticket`: it has a `row` of metrics."""
@@ -137,12 +142,27 @@ class Run:
 
         state = {
             "version": self.version,
+            "taken": self.taken,
             "identity": identity(self.cfg),
             "score": self.records.score(),
         }
         keep, best_is = self.cfg.save.keep, self.cfg.save.best_is
         root = self.folder / "checkpoints"
         return write_checkpoint(root, self.step, state, self.state, write, keep, best_is)
+
+    def probe(self) -> None:
+        """Has the policy as it is measured by the probes, beside the run."""
+        if self.cfg.probes.fns:
+            self._console.phase("probe", self.step)
+            self._row["time/probe_wait_s"] = self.probing.probe(self.step)
+
+    def close(self) -> None:
+        """Ends what the run started by itself."""
+        self.probing.close()
+
+    def _write_model(self, folder: Path) -> None:
+        limit = self.cfg.deadlines.save
+        self._fleet.all(self._fleet.learners, "write_model", folder, what="save", deadline_s=limit)
 
     def restore(self, position: Position) -> None:
         """Continues from a checkpoint of the run folder, bit for bit on CPU."""
@@ -152,18 +172,26 @@ class Run:
         )
         self.state = position.algo_state
         self.step, self.version = state["step"], state["version"]
+        self.taken = state.get("taken", 0)
         self.records.rewind(self.step)
+        self.probing.resume(self.step)
         self.restore_more(folder, self.step)
         self._console.say(f"resumed from {folder}")
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets not yet learnt from."""
-        return (self._tasks.ticket(index) for index in range(self.step, self.cfg.steps))
+        last = self.step if self.done else self.cfg.steps
+        return (self._tasks.ticket(index) for index in range(self.step, last))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run ends here: its steps are taken, or its budget is spent."""
+        return self.step >= self.cfg.steps or self.records.allowance.spent is not None
 
     def turn(self) -> None:
         """Says that the next step begins: in waits, and on the live line."""
         self._fleet.waits.stage = f"step {self.step + 1}"
-        if self.step < self.cfg.steps:
+        if not self.done:
             self._console.phase("collect", self.step + 1)
 
     def abandon(self, thread: int) -> None:
@@ -172,8 +200,7 @@ class Run:
 
     def due(self, what: Any) -> bool:
         """Whether the section `what` (with `every` and `at_end`) asks for its turn now."""
-        last = self.step == self.cfg.steps
-        return bool(what.at_end) if last else bool(what.every and self.step % what.every == 0)
+        return bool(what.at_end) if self.done else bool(what.every and self.step % what.every == 0)
 
     def _restarts(self) -> int:
         """Restarts since they were last recorded: each is counted in one row."""

@@ -20,8 +20,9 @@ from rlft.learning.strip_fit import Normalise, StripJob
 from rlft.record.acted import acted, samples
 from rlft.record.console import Console
 from rlft.record.summary import success
+from rlft.retention.term import terms_of
 from rlft.run import Run
-from rlft.schedule import value_at
+from rlft.schedule import coef_at, value_at
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, RowRef, Strip, Task, Ticket, WeightUpdate
@@ -39,10 +40,11 @@ class ControlRun(Run):
         tasks: TaskStream,
         held_out: Sequence[Task],
         folder: Path,
+        start: Path,
         fleet: Fleet,
         console: Console,
     ) -> None:
-        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, [])
+        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, start, [])
         self._stage = Stage(cfg, fleet, Key(cfg.seed))
         self._unseen = False
 
@@ -59,6 +61,8 @@ class ControlRun(Run):
         critic_lr: float | None = None,
         target_kl: float | None = None,
         ucb: float = 0.0,
+        reward_clip: float | None = None,
+        critic_only: bool = False,
     ) -> WeightUpdate | None:
         """Takes `epochs x minibatches` optimizer steps on the strips of `groups`.
 
@@ -67,7 +71,9 @@ class ControlRun(Run):
         made of (strips, where a policy has a memory or credit is taken anew); critic_lr: of a critic that
         shares nothing with the policy, None: the policy's; target_kl: no further epoch beyond it, nats a
         step; ucb: weight of a bonus for actions seldom taken on an observation (`Visits`), added to
-        advantages. Returns the update to publish, or None if there was nothing to learn from.
+        advantages; reward_clip: rewards beyond it count as it; critic_only: the policy and what it shares
+        with the critic stay as they are. Returns the update to publish, or None if there was nothing to
+        learn from.
         """
         members = [m for m in members_of(groups)[0] if m.num_tokens]
         if not members:
@@ -87,15 +93,24 @@ class ControlRun(Run):
             critic_lr=critic_lr,
             target_kl=target_kl,
             ucb=ucb,
+            reward_clip=reward_clip,
+            critic_only=critic_only,
         )
         self._row["tokens/trained"] = float(epochs * sum(m.num_tokens for m in members))
         return self._fitted(job, [m.row for m in members], members)
 
     def fit_strips(
-        self, strips: Sequence[Strip], *, epochs: int = 1, minibatches: int = 1, learn: bool = True
+        self,
+        strips: Sequence[Strip],
+        *,
+        epochs: int = 1,
+        minibatches: int = 1,
+        learn: bool = True,
+        stream: np.ndarray | None = None,
+        minibatch: np.ndarray | None = None,
     ) -> WeightUpdate | None:
         """The same on demonstrations at hand: every step counts, whoever chose it, without credit.
-        learn: False to measure only."""
+        learn: False to measure only; stream, minibatch: of windows of streams, see `StripJob`."""
         import ray
 
         stored = ray.put(list(strips))
@@ -103,47 +118,31 @@ class ControlRun(Run):
             np.full(len(strips), np.nan, np.float32),
             [False] * len(strips),
             credit=None,
+            critic_lr=None,
             epochs=epochs,
             minibatches=minibatches,
             learn=learn,
+            stream=stream,
+            minibatch=minibatch,
         )
         if learn:
             self._row["tokens/trained"] = float(epochs * sum(len(s.reward) for s in strips))
         return self._fitted(job, [RowRef(stored, i) for i in range(len(strips))], [])
 
-    def _job(
-        self,
-        number: np.ndarray,
-        on_policy: Sequence[bool],
-        *,
-        credit: Credit | None,
-        epochs: int,
-        minibatches: int,
-        normalise: Normalise = "none",
-        unit: Literal["step", "strip"] = "step",
-        critic_lr: float | None = None,
-        target_kl: float | None = None,
-        ucb: float = 0.0,
-        learn: bool = True,
-    ) -> StripJob:
-        terms = self.algo.terms
+    def _job(self, number: np.ndarray, on_policy: Sequence[bool], **how: Any) -> StripJob:
+        """how: the other fields of a job, but for those that the run knows."""
+        terms = terms_of(self.cfg, self.algo)
         return StripJob(
             number=number,
             on_policy=np.asarray(on_policy, bool),
             terms=terms,
-            coef=tuple(value_at(t.coef, self.step, self.state) for t in terms),
-            credit=credit,
-            epochs=epochs,
-            minibatches=minibatches,
-            normalise=normalise,
+            coef=tuple(coef_at(t.coef, self.step, self.state) for t in terms),
             key=self.key.child("fit", self.step),
             lr=value_at(self.cfg.learner.lr, self.step),
-            critic_lr=critic_lr,
             token_budget=self.cfg.learner.token_budget,
-            unit=unit,
-            target_kl=target_kl,
-            ucb=ucb,
-            learn=learn,
+            step=self.step,
+            taken=self.taken,
+            **how,
         )
 
     def _fitted(self, job: StripJob, refs: list[RowRef], members: list) -> WeightUpdate | None:
@@ -160,6 +159,7 @@ class ControlRun(Run):
         self._row.update(report.metrics)
         self._row["rows"] = len(refs)
         updates = int(report.metrics["updates"])
+        self.taken += updates - report.skipped
         self._stop_if_nonfinite(reports, members, updates)
         if report.skipped == updates:
             return None
@@ -179,7 +179,7 @@ class ControlRun(Run):
         self._console.phase("evaluate", self.step)
         began = time.monotonic()
         key = self.key.child("eval")
-        groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy)
+        groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy, record=False)
         found = acted(groups)
         result = {
             f"eval/{k}": v for k, v in found.items() if k.split("/")[0] in ("reward", "episode")
@@ -204,7 +204,9 @@ class ControlRun(Run):
         """Films the first episodes of the run's first and last evaluation, into `films/`; says once that
         it cannot be done."""
         place = self.folder / "films"
-        if self._unseen or (place.is_dir() and self.step < self.cfg.steps):
+        if self._unseen or not self.cfg.record.films:
+            return
+        if place.is_dir() and self.step < self.cfg.steps:
             return
         films = self._stage.films(self.held_out, self.cfg.record.films, key, greedy)
         for number, (film, why) in enumerate(films):

@@ -52,14 +52,14 @@ class TextRun(Run):
         first = self._text.prompt_ids(tasks.ticket(0).tasks[0].prompt)
         size = json.loads((start / "config.json").read_text())["vocab_size"]
         canary = canary_ids(first, size, Key(cfg.seed))
-        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, canary)
+        super().__init__(cfg, algo, tasks, held_out, folder, fleet, console, start, canary)
         self._bundles = Bundles(cfg, folder, start, fleet)
         self._collector = Collector(cfg, fleet, self._text)
         self._scoring = Scoring(cfg.rewards, self._collector, folder, self.key, console.say)
 
     def before_learning(self, groups: Sequence[Group]) -> None:
         """Keeps what the step starts from, if it is to be replayed."""
-        self._bundles.begin(self.step + 1, self.version, groups, self.state)
+        self._bundles.begin(self.step + 1, self.version, groups, self.state, self.taken)
 
     def after_step(self, row: Mapping[str, Any]) -> None:
         """Adds to the bundle what came of the step."""
@@ -100,6 +100,7 @@ class TextRun(Run):
             by_token=by_token,
             unit=unit if together else None,
             packed=packed,
+            taken=self.taken,
         )
         self._console.phase("learn", self.step + 1)
         began = time.monotonic()
@@ -107,6 +108,8 @@ class TextRun(Run):
             reports = self._ask_learners("fit", job, [m.row for m in members])
         self._fleet.was_busy("learners", (time.monotonic() - began) * self.cfg.learner.num)
         self.state = self.algo.next_state(self.state, reports[0].metrics)
+        if not job.critic_only:
+            self.taken += len(job.updates) - reports[0].skipped
         self._row.update(reports[0].metrics)
         self._row["rows"] = len(members)
         trained = epochs * sum(m.num_tokens for m in members)
@@ -135,6 +138,7 @@ class TextRun(Run):
             minibatches=1,
             unit=unit if together else None,
             learn=False,
+            taken=self.taken,
         )
         with self._row.timed("measure"), self._fleet.samplers_asleep():
             [report, *_] = self._ask_learners("fit", job, [m.row for m in members])

@@ -100,6 +100,52 @@ Steered = Annotated[
 """A YAML value that may be a number, a schedule, or steered by what is measured."""
 
 
+class Decay(BaseModel):
+    """`max(floor, from x factor^n)` after n optimizer steps: `{kind: decay, from: 0.5, factor: 0.99998}`.
+
+    Unlike a schedule it counts optimizer steps of the run, not steps of its loop: a count that a run
+    keeps and saves with each checkpoint. Source: kickstarting of arXiv 2402.02868 (section 4.2 of its
+    appendix; the released code adds the floor).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    kind: Literal["decay"] = "decay"
+    start: float = Field(alias="from", ge=0)
+    factor: float = Field(gt=0, le=1)
+    floor: float = Field(default=0.0, ge=0)
+
+    def __call__(self, taken: int) -> float:
+        """The value after `taken` optimizer steps."""
+        return max(self.floor, self.start * self.factor**taken)
+
+
+def _kind_of_kept(value: Any) -> str:
+    given = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "decay" if given == "decay" else _kind(value)
+
+
+Kept = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[Schedule, Tag("schedule")]
+    | Annotated[Decay, Tag("decay")],
+    Discriminator(_kind_of_kept),
+]
+"""A coefficient of a retention term: a number, a schedule of steps, or a decay by optimizer steps."""
+
+
+def at_update(coef: float | Decay, taken: int) -> float:
+    """The coefficient of the next optimizer step, after `taken` of them."""
+    return coef(taken) if isinstance(coef, Decay) else coef
+
+
+def coef_at(coef: Any, step: int, state: Any = None) -> float | Decay:
+    """What a fit after `step` steps is told of a coefficient: its value, but a decay itself."""
+    return coef if isinstance(coef, Decay) else value_at(coef, step, state)
+
+
 def value_at(scheduled: Steered, step: int, state: Any = None) -> float:
     """The value of a number or schedule at `step`; of a steered one, `state["kl_coef"]`."""
     if isinstance(scheduled, AdaptiveKL):

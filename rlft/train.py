@@ -30,6 +30,7 @@ from rlft.policy.start import folder_of, policy_folder, start_folder
 from rlft.record.checkpoint import Position, newest_checkpoint, resumable
 from rlft.record.console import Console
 from rlft.record.folder import forget_records, locked, open_folder, refuse_second
+from rlft.retention.term import Place, prepared
 from rlft.run import Run
 from rlft.run_control import ControlRun
 from rlft.run_text import TextRun
@@ -77,6 +78,7 @@ def train(
             if cfg.warm_start:
                 cfg = _after_warm_start(cfg, folder, resume or again, console.say)
                 start = _start(cfg, algo, env, folder, tasks, held_out)
+            cfg = prepared(cfg, Place(cfg, start, folder, env, algo.acts))
             for line in (*plan.lines, *algo.suits(cfg)):
                 console.say(line)
             attempt = _Attempt(cfg, algo, tasks, held_out, folder, start, plan, console)
@@ -144,7 +146,7 @@ class _Attempt:
         """A run at step 0 with these actors."""
         what = (self.cfg, self.algo, self.tasks, self.held_out, self.folder)
         if self.algo.acts:
-            return ControlRun(*what, fleet, self.console)
+            return ControlRun(*what, self.start, fleet, self.console)
         return TextRun(*what, self.start, fleet, self.console)
 
 
@@ -175,6 +177,8 @@ def _until_done(attempt: _Attempt, position: Position | None, restarts: int) -> 
             restarts = fleet.restarts + 1
             attempt.console.say(f"{error}\nall actors are started again ({which})")
         finally:
+            if run is not None:
+                run.close()
             fleet.close()
         newest = newest_checkpoint(folder / "checkpoints")
         position = resumable(folder / "checkpoints", attempt.cfg) if newest else None

@@ -142,8 +142,9 @@ class Strip:
     obs: arrays `[T, ...]` by name; action: float32 `[T, A]`; params: float32 `[T, D]`, of the
     distribution that the action was drawn from; logp, value, reward: float32 `[T]`; bootstrap: the value
     of what came after the last step, 0 if the episode terminated there; state: float32 `[H]`, what a
-    recurrent policy carried into the first step; after: the observation after the last step. Of a
-    demonstration logp, value and params are NaN.
+    recurrent policy carried into the first step, `[0]`: nothing; after: the observation after the last
+    step; slot: which environment of the run stepped it, -1: none in particular; continues: its episode was
+    under way, in the strip before of that slot. Of a demonstration logp, value and params are NaN.
     """
 
     obs: Mapping[str, np.ndarray]
@@ -155,6 +156,8 @@ class Strip:
     bootstrap: float
     state: np.ndarray | None
     after: Mapping[str, np.ndarray]
+    slot: int = -1
+    continues: bool = False
 
 
 End = Literal["terminated", "truncated", "cut", "error"]
@@ -168,7 +171,7 @@ class Episode:
     length: steps from the reset on; success: None if the environment does not say; traces: int arrays
     `[length + 1, d]` by name; error: what ended it, if it failed; start: steps before what was recorded
     of it, and ret_before: the return of those, both 0 unless it is a vine; branch: of a vine, the number
-    of the rollout state that it left from, else -1."""
+    of the rollout state that it left from, else -1; facts: what the environment says of how it went."""
 
     seed: int
     ret: float
@@ -180,6 +183,7 @@ class Episode:
     start: int = 0
     ret_before: float = 0.0
     branch: int = -1
+    facts: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def ret_after(self) -> float:
@@ -322,7 +326,9 @@ class PolicyOut:
     value: what a critic expects from each decision on, in a term of a module that has one.
     score: float32 `[B]`, what a reward model says of each row, prompt and response; None of a policy
     that writes. A reward model writes nothing: its `logp` and `entropy` are 0. behaviour_kl: KL of the
-    distribution that each action was drawn from to the policy's, in nats, exact; of environments only.
+    distribution that each action was drawn from to the policy's, in nats, exact; top: bool, whether the
+    action is the policy's likeliest; both of environments only.
+    teacher_kl: KL of a teacher's distribution to the policy's, in nats, where a term asks for it.
     """
 
     logp: torch.Tensor
@@ -330,6 +336,8 @@ class PolicyOut:
     value: torch.Tensor | None = None
     score: torch.Tensor | None = None
     behaviour_kl: torch.Tensor | None = None
+    top: torch.Tensor | None = None
+    teacher_kl: torch.Tensor | None = None
 
 
 LossValue = "torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]"
@@ -346,12 +354,16 @@ class LossFn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is."""
+    """One summand of the objective: a loss, its name in the log, its coefficient, and whose it is.
+
+    module: `policy` and `critic` say whose decisions a loss reads; of retention, `buffer` learns from
+    states of its own beside the batch, and `weights` is a function of the weights alone.
+    """
 
     name: str
     fn: LossFn
     coef: Any = 1.0
-    module: Literal["policy", "critic"] = "policy"
+    module: Literal["policy", "critic", "buffer", "weights"] = "policy"
 
     @property
     def needs(self) -> frozenset[str]:

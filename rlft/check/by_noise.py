@@ -23,10 +23,10 @@ def check_by_noise(cfg: Config, rank: int, *, perturbs_engines: bool = True) -> 
     if cfg.record.bundles or cfg.record.bundle_every:
         faults.append("a step without a gradient cannot be replayed: leave record.bundle* out")
     if perturbs_engines:
-        if cfg.model.lora is not None:
+        if cfg.model.lora is not None and rank:
             faults.append(
-                "engines are perturbed in their own weights: leave model.lora out (algo.rank gives "
-                "low-rank noise)"
+                f"noise of algo.rank={rank} is for whole weights: set algo.rank=0 to perturb the adapter, "
+                f"or leave model.lora out"
             )
         if bool(learner.gpus) != bool(cfg.sampler.gpus):
             faults.append(
@@ -37,10 +37,16 @@ def check_by_noise(cfg: Config, rank: int, *, perturbs_engines: bool = True) -> 
             faults.append("a member's answers cannot be replaced: set rewards.on_error=shrink")
     if faults:
         raise ConfigError("; ".join(faults))
-    engine = registry.resolve("engine", cfg.sampler.engine)
-    if rank and perturbs_engines and not hasattr(engine, "generate_members"):
+    if rank and perturbs_engines and not _row_noise(cfg):
         return [
-            f"engine {cfg.sampler.engine} cannot add low-rank noise row by row: members are evaluated one "
-            f"at a time, under whole perturbed weights (the same noise, slower)"
+            f"engine {cfg.sampler.engine} cannot add low-rank noise row by row here: members are evaluated "
+            f"one at a time, under whole perturbed weights (the same noise, slower)"
         ]
     return []
+
+
+def _row_noise(cfg: Config) -> bool:
+    engine = registry.resolve("engine", cfg.sampler.engine)
+    if hasattr(engine, "member_args"):  # built with adapters on GPUs, and where it is asked for
+        return bool(cfg.sampler.gpus) or bool(cfg.sampler.engine_args.get("enable_lora"))
+    return bool(getattr(engine, "row_noise", False))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from rlft.config import Config
+from rlft.learning.freeze import still
 from rlft.learning.learner import Trained
 from rlft.policy.actor_critic import ActorCritic
 from rlft.types import PolicyOut
@@ -14,20 +16,24 @@ from rlft.types import PolicyOut
 
 class ControlLearner(Trained):
     """Policy and critic in one engine; the critic has a learning rate of its own where they share
-    nothing."""
+    nothing. carried: of streams of demonstrations, the state `[H]` that each has arrived at."""
 
     def __init__(self, cfg: Config, policy: ActorCritic) -> None:
         self._critic = {id(p) for p in policy.value_parameters()}
+        self.carried: dict[int, torch.Tensor] = {}
         super().__init__(cfg, policy)
 
-    def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        learner = self.cfg.learner
+    def _groups(self, trained: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
         groups = [
             {"params": [p for p in trained if id(p) not in self._critic], "whose": "policy"},
             {"params": [p for p in trained if id(p) in self._critic], "whose": "critic"},
         ]
+        return [g for g in groups if g["params"]]
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        learner = self.cfg.learner
         return torch.optim.AdamW(
-            [g for g in groups if g["params"]],
+            groups,
             lr=0.0,
             betas=learner.betas,
             eps=learner.eps,
@@ -50,16 +56,28 @@ class ControlLearner(Trained):
         state: torch.Tensor | None,
         action: torch.Tensor,
         behaviour: torch.Tensor,
+        teacher: torch.Tensor | None = None,
+        *,
+        critic_only: bool = False,
+        streams: Sequence[int] = (),
     ) -> PolicyOut:
         """What the policy says of `action [B, T, A]` on `obs [B, T, ...]`, each row from `state [B, H]`.
-        behaviour: `[B, T, D]`, parameters of the distribution that the actions were drawn from."""
-        params, value = self.engine(dict(obs), state)
+        behaviour: `[B, T, D]`, parameters of the distribution that the actions were drawn from; teacher:
+        those of a teacher, if a term asks for one; streams: one a row, whose state after T steps is kept
+        in `carried`."""
+        params, value, *after = self.engine(
+            dict(obs), state, carry=bool(streams), critic_only=critic_only
+        )
+        if after:
+            self.carried.update(zip(streams, after[0].detach(), strict=True))
         distribution = self.policy.distribution
         return PolicyOut(
             logp=distribution.logp(params, action),
             entropy=distribution.entropy(params),
             value=value,
             behaviour_kl=distribution.kl(behaviour, params),
+            top=(distribution.mode(params) == action).all(-1),
+            teacher_kl=None if teacher is None else distribution.kl(teacher, params),
         )
 
     def take_in(self, obs: Mapping[str, torch.Tensor]) -> None:
@@ -70,7 +88,7 @@ class ControlLearner(Trained):
         """Applies the accumulated gradient; see `Trained.step`."""
         for group in self.engine.optimizer.param_groups:
             own = critic_lr is not None and group.get("whose") == "critic"
-            group["lr"] = critic_lr if own else lr
+            group["lr"] = 0.0 if still(group, self._frozen) else critic_lr if own else lr
         return self._stepped()
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlft.batch import Inputs
-from rlft.config import Config
+from rlft.config import Config, Freeze
 from rlft.learning.learner import Trained
 from rlft.policy.value import LMValue
 
@@ -15,6 +15,9 @@ class Critic(Trained):
 
     def __init__(self, cfg: Config, model: LMValue) -> None:
         super().__init__(cfg, model)
+
+    def _rules(self) -> list[Freeze]:
+        return []  # its weights have names of their own
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Values float32 `[B, T]`, 0 where masked."""

@@ -6,7 +6,7 @@ batch of an update, so the gradient does not depend on how rows were split over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,12 @@ from rlft.learning.appraisal import Micro, TokenSteps, appraise
 from rlft.learning.critic import Critic
 from rlft.learning.learner import Learner
 from rlft.learning.objective import Sums, objective
+from rlft.learning.retained import Retained, coefs, told
 from rlft.losses.aggregate import Aggregation, decision_weight, denominator
 from rlft.losses.corrected import with_effective_share
 from rlft.losses.correction import mismatch
+from rlft.policy.distil import Taught
+from rlft.schedule import Decay
 from rlft.types import Batch, PolicyOut, Row, Term
 
 
@@ -35,14 +38,15 @@ class FitJob:
     watch: rows whose log-probs are reported token by token; unit: int64 `[rows]`, which rows stay
     together, None: each on its own; learn: False to measure only, without a gradient or a step;
     credit, steps, critic_lr, critic_only: see `ByToken`; packed: the budget by which rows
-    lie behind each other, 0 if they do not.
+    lie behind each other, 0 if they do not; step: of the run, and taken: optimizer steps of it, both
+    before this fit.
     """
 
     updates: tuple[Update, ...]
     adv: np.ndarray
     on_policy: np.ndarray
     terms: tuple[Term, ...]
-    coef: tuple[float, ...]
+    coef: tuple[float | Decay, ...]
     aggregate: Aggregation
     max_tokens: int
     lr: float
@@ -56,6 +60,8 @@ class FitJob:
     critic_lr: float = 0.0
     critic_only: bool = False
     packed: int = 0
+    step: int = 0
+    taken: int = 0
 
     def needs(self, field: str) -> bool:
         """Whether a term, or the credit, reads `field`."""
@@ -98,11 +104,15 @@ def run_fit(
     critic: Critic | None = None,
     steps: Mapping[int, TokenSteps] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    retained: Retained | None = None,
 ) -> FitReport:
     """Runs the updates of `job` for this rank, which holds `rows` (by index). A collective.
 
-    critic: trained by the terms whose module it is; steps: rewards of steps by row.
+    critic: trained by the terms whose module it is; steps: rewards of steps by row; retained: for the
+    terms of retention.
     """
+    retained = retained or Retained()
+    learner.begin(job.step)
     plan = [
         [_micro(m, rows, pad_id, learner.device, job.packed) for m in u.ranks[rank]]
         for u in job.updates
@@ -117,13 +127,16 @@ def run_fit(
     skipped, critic_skipped, done, total = 0, 0, 0, sum(len(micros) for micros in plan)
     for index, micros in enumerate(plan):
         denom = _global_denominator(micros, job, learner)
+        taken = job.taken + index - skipped
+        now = list(zip(job.terms, coefs(job, taken), strict=True))
         point = _kl_point(learner, job, micros)
         for micro in micros:
             micro.kl_point = point
             fresh = index < job.first_epoch
             if not job.critic_only:
                 first = sums if fresh else Sums()
-                guilty, logp = _accumulate(learner, job, micro, denom, first, sums)
+                taught = retained.taught(micro.inputs)
+                guilty, logp = _accumulate(*(learner, job, micro, denom, first, sums), now, taught)
                 nonfinite |= guilty
                 if fresh:
                     traces += _traces(micro, logp, rows, job.watch)
@@ -132,6 +145,7 @@ def run_fit(
             done += 1
             progress(done, total)
         if job.learn and not job.critic_only:
+            retained.add(learner, now, taken, rank, sums)
             applied, norm = learner.step(job.lr)
             skipped += not applied
             sums.add("grad_norm", norm if applied else 0.0, float(applied))
@@ -141,8 +155,8 @@ def run_fit(
             sums.add("critic/grad_norm", norm if applied else 0.0, float(applied))
     metrics |= with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
-    coefs = zip(job.terms, job.coef, strict=True)
-    metrics.update({f"coef/{term.name}": coef for term, coef in coefs if coef != 1.0})
+    last = coefs(job, job.taken + max(0, len(plan) - skipped - 1))
+    metrics.update({f"coef/{name}": coef for name, coef in told(job.terms, last, job.coef)})
     metrics["skipped_updates"] = float(skipped)
     if critic is not None:
         metrics["critic/lr"] = job.critic_lr
@@ -192,8 +206,12 @@ def _fix_logps(
                     micro.ref_logp = reference(micro.inputs, job.temperature)
 
 
-def _forward(learner: Learner, inputs: Inputs, temperature: float) -> PolicyOut:
-    return learner.forward(inputs.ids, inputs.position, inputs.mask, temperature, inputs.packing)
+def _forward(
+    learner: Learner, inputs: Inputs, temperature: float, taught: Taught | None = None
+) -> PolicyOut:
+    return learner.forward(
+        inputs.ids, inputs.position, inputs.mask, temperature, inputs.packing, taught
+    )
 
 
 def _global_denominator(micros: list[Micro], job: FitJob, learner: Learner) -> float:
@@ -223,17 +241,22 @@ def _kl_point(learner: Learner, job: FitJob, micros: list[Micro]) -> torch.Tenso
 
 
 def _accumulate(
-    learner: Learner, job: FitJob, micro: Micro, denom: float, mismatch_sums: Sums, sums: Sums
+    learner: Learner,
+    job: FitJob,
+    micro: Micro,
+    denom: float,
+    mismatch_sums: Sums,
+    sums: Sums,
+    now: Sequence[tuple[Term, float]],
+    taught: Taught | None,
 ) -> tuple[set[int], torch.Tensor]:
     """Forward and backward of one micro-batch; returns the rows whose loss is not finite, and the
     log-probs `[B, T]` that the loss took for those of the start of the fit."""
     inputs = micro.inputs
     with torch.set_grad_enabled(job.learn):
-        out = _forward(learner, inputs, job.temperature)
+        out = _forward(learner, inputs, job.temperature, taught)
     batch = _batch(job, micro, out.logp.detach())
-    loss, guilty = objective(
-        zip(job.terms, job.coef, strict=True), "policy", micro.rows, out, batch, denom, sums
-    )
+    loss, guilty = objective(now, "policy", micro.rows, out, batch, denom, sums)
     if job.learn:
         learner.backward(loss)
     sums.over("entropy", out.entropy, inputs.mask)
@@ -253,9 +276,8 @@ def _accumulate_critic(
     blank = torch.zeros(micro.inputs.mask.shape, device=critic.device)
     out = PolicyOut(logp=blank, entropy=blank, value=critic.forward(micro.inputs))
     batch = _batch(job, micro, blank)
-    loss, guilty = objective(
-        zip(job.terms, job.coef, strict=True), "critic", micro.rows, out, batch, denom, sums
-    )
+    now = zip(job.terms, coefs(job, job.taken), strict=True)
+    loss, guilty = objective(now, "critic", micro.rows, out, batch, denom, sums)
     critic.backward(loss)
     return guilty
 

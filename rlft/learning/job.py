@@ -17,7 +17,8 @@ from rlft.credit.decision import NOTHING, ByToken, Returns
 from rlft.credit.steps import StepAdvantages
 from rlft.learning.fit import FitJob
 from rlft.losses.aggregate import Aggregation
-from rlft.schedule import value_at
+from rlft.retention.term import terms_of
+from rlft.schedule import coef_at, value_at
 from rlft.seeding import Key
 from rlft.types import Trajectory
 
@@ -37,12 +38,13 @@ def fit_job(
     unit: Sequence[int] | None = None,
     learn: bool = True,
     packed: bool = False,
+    taken: int = 0,
 ) -> FitJob:
     """The job of the fit after `step` steps on `members`, at least one; see `Run.fit`. state: the
     algorithm's own, which its coefficients may follow; unit: which members stay together; learn: False
     for `Run.measure`.
 
-    packed: short rows lie behind each other in one sequence.
+    packed: short rows lie behind each other in one sequence; taken: optimizer steps of the run before.
 
     Raises ValueError if `adv` or `by_token.steps` is not one entry per member.
     """
@@ -58,6 +60,7 @@ def fit_job(
     if packed and (unit is not None or "value" in algo.needs or "score" in algo.needs):
         raise ValueError("packed rows are for policies alone: no units, critic or reward model")
     minibatches = min(minibatches, len(members) if unit is None else len(set(unit)))
+    terms = terms_of(cfg, algo)
     on_policy = np.array([m.origin == "policy" for m in members])
     return FitJob(
         updates=plan(
@@ -72,8 +75,8 @@ def fit_job(
         ),
         adv=adv_B,
         on_policy=on_policy,
-        terms=algo.terms,
-        coef=tuple(value_at(t.coef, step, state) for t in algo.terms),
+        terms=terms,
+        coef=tuple(coef_at(t.coef, step, state) for t in terms),
         aggregate=aggregate,
         max_tokens=_longest(cfg, members),
         lr=value_at(cfg.learner.lr, step),
@@ -87,6 +90,8 @@ def fit_job(
         unit=None if unit is None else np.asarray(unit, np.int64),
         learn=learn,
         packed=cfg.learner.token_budget if packed else 0,
+        step=step,
+        taken=taken,
     )
 
 

@@ -16,10 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlft.config import Config
+from rlft.config import Config, Freeze
 from rlft.errors import ConfigError
+from rlft.learning.freeze import frozen_groups, still, thaw
 from rlft.learning.optimizer import guard
+from rlft.learning.shards import Intercept
 from rlft.packing import Packing
+from rlft.policy.distil import Taught
 from rlft.policy.lm import LMPolicy
 from rlft.types import PolicyOut
 
@@ -86,20 +89,31 @@ class Trained:
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             raise ConfigError("the model has no trainable parameter")
-        optimizer = None if "optimizer" in config else self._optimizer(trained)
+        named = list(module.named_parameters())
+        groups, self._frozen = frozen_groups(self._groups(trained), named, self._rules())
+        optimizer = None if "optimizer" in config else self._optimizer(groups)
         self.engine, *_ = deepspeed.initialize(
             model=module.to(self.device),
-            model_parameters=trained,
+            model_parameters=groups if self._frozen else trained,
             optimizer=optimizer,
             config=config,
         )
+        self.intercept = Intercept(self.engine)
         if _guards_itself(cfg):
             guard(self.engine.optimizer, cfg.learner.max_grad_norm)
         if self.world == 1 and cfg.learner.zero_stage == 0:
             self.engine.enable_backward_allreduce = False  # alone, a rank has nobody to agree with
         self.engine.train()
 
-    def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def _rules(self) -> list[Freeze]:
+        """What `learner.freeze` says, of a module whose weights it can name."""
+        return self.cfg.learner.freeze
+
+    def _groups(self, trained: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+        """The groups of the optimizer."""
+        return [{"params": trained}]
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         learner = self.cfg.learner
         keys: dict[str, Any] = {
             "lr": 0.0,  # set before each step, from the schedule
@@ -108,7 +122,7 @@ class Trained:
             "weight_decay": learner.weight_decay,
             "fused": True,  # one pass over memory in place of ten
         }
-        return torch.optim.AdamW(trained, **keys)
+        return torch.optim.AdamW(groups, **keys)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulates the gradient of `loss`, this rank's share of a global sum over denominator."""
@@ -123,8 +137,12 @@ class Trained:
         Not applied, on every rank alike, when the norm is not finite.
         """
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = 0.0 if still(group, self._frozen) else lr
         return self._stepped()
+
+    def begin(self, step: int) -> None:
+        """Says that a fit after `step` steps of the run begins: what is frozen until then is thawed."""
+        thaw(self.engine, self._frozen, step)
 
     def _stepped(self) -> tuple[bool, float]:
         self.engine.step()
@@ -168,9 +186,13 @@ class Learner(Trained):
         mask: torch.Tensor,
         temperature: float,
         packing: Packing | None = None,
+        teacher: Taught | None = None,
     ) -> PolicyOut:
         """What the current policy says of the actions; see `LMPolicy` and `RewardModelPolicy`."""
-        more = () if packing is None else (packing,)
+        more: tuple[Any, ...] = () if packing is None else (packing,)
+        if teacher is not None:
+            said = self.engine(ids, position, mask, temperature, packing, teacher)
+            return PolicyOut(said[0], said[1], teacher_kl=said[2])
         logp, entropy, *score = self.engine(ids, position, mask, temperature, *more)
         return PolicyOut(logp, entropy, score=score[0] if score else None)
 

@@ -23,7 +23,7 @@ from rlft.batch import assemble, plan
 from rlft.cluster import stacks
 from rlft.config import Config
 from rlft.errors import CheckpointError
-from rlft.learning.learner import merged_deltas
+from rlft.learning.adapter_noise import adapted, of_adapter, with_adapter
 from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, distance, take_step
 from rlft.learning.rank import fetch_rows, free_address
 from rlft.learning.start_weights import StartWeights
@@ -60,7 +60,7 @@ class NoiseRank:
         policy = load_lm(self._folder, "float32", lora=cfg.model.lora, seed=cfg.seed).to(device)
         self._causal = policy.causal_lm()
         named = self._causal.named_parameters()
-        self._parameters = {n: p for n, p in named if cfg.model.lora is None or "lora_" in n}
+        self._parameters = {n: p for n, p in named if cfg.model.lora is None or of_adapter(n)}
         self._master = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._policy = policy.to(getattr(torch, cfg.model.dtype)).eval().requires_grad_(False)
         self._device, self._anchor = device, StartWeights(self._folder, cfg)
@@ -118,13 +118,13 @@ class NoiseRank:
         """Publishes the master as `version`: the step to replay, if it is one, else the weights."""
         step, self._step = self._step, None
         if step is None or not step.by_seeds:
-            return self._transport.send(self._whole(), version, ray.put)
-        manifest = tuple(fingerprint(n, t) for n, t in self._whole())
+            return self.snapshot(version)
+        manifest = tuple(fingerprint(n, t.cpu()) for n, t in self._master.items())
         return WeightUpdate(version, version - 1, "noise", manifest, step)
 
     def snapshot(self, version: int) -> WeightUpdate:
         """The weights themselves, for an engine that cannot replay."""
-        return self._transport.send(self._whole(), version, ray.put)
+        return self._transport.send(self._sent(), version, ray.put)
 
     def canary(self, ids: list[int]) -> np.ndarray:
         """The model's own log-probs `[L-1]` of the canary prompt at temperature 1."""
@@ -144,8 +144,6 @@ class NoiseRank:
         """Writes the master, and a Hugging Face folder in the model's dtype."""
         from safetensors.torch import save_file
 
-        from rlft.record.hf_folder import write_hf_folder
-
         state = folder / "learner_state"
         state.mkdir(parents=True)
         master = {n: t.cpu().contiguous() for n, t in self._master.items()}
@@ -155,10 +153,14 @@ class NoiseRank:
                 {n: t.cpu().contiguous() for n, t in self._best.items()}, state / "best.safetensors"
             )
         (state / "start.json").write_text(json.dumps({"hash": self._anchor.digest()}))
+        self.write_model(folder / "model")
+
+    def write_model(self, folder: Path) -> None:
+        """Writes a Hugging Face folder in the model's dtype."""
+        from rlft.record.hf_folder import write_hf_folder
+
         dtype = getattr(torch, self._cfg.model.dtype)
-        write_hf_folder(
-            folder / "model", ((n, t.to(dtype)) for n, t in self._whole()), self._folder
-        )
+        write_hf_folder(folder, ((n, t.to(dtype)) for n, t in self._whole()), self._folder)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -187,20 +189,24 @@ class NoiseRank:
     def _restore(self) -> None:
         blend(self._parameters, self._master, [], Drawing())
 
+    def _sent(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The whole model, and the adapter by itself: members are perturbed in it."""
+        yield from self._whole()
+        if self._cfg.model.lora is not None:
+            yield from ((name, tensor.cpu()) for name, tensor in self._master.items())
+
     def _whole(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, float32 on the CPU) of the whole model, adapters merged."""
         if self._cfg.model.lora is None:
             for name, tensor in self._master.items():
                 yield name, tensor.cpu()
             return
-        merged = merged_deltas(self._causal)
-        names = {id(p): n for n, p in self._parameters.items()}
+        lora, pairs = self._cfg.model.lora, adapted(self._master)
         for name, parameter in self._causal.named_parameters():
-            if "lora_" in name:
+            if of_adapter(name):
                 continue
             plain, tensor = name.replace(".base_layer.", "."), parameter.detach().float()
-            if plain in merged:
-                pair, scale = merged[plain]
-                down, up = (self._master[names[id(p)]] for p in pair)
-                tensor = tensor + scale * (up @ down)
+            if plain in pairs:
+                down, up = (self._master[n] for n in pairs[plain])
+                tensor = with_adapter(tensor, down, up, lora)
             yield plain, tensor.cpu()

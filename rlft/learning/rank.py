@@ -23,10 +23,12 @@ from rlft.learning.appraisal import TokenSteps
 from rlft.learning.critic import Critic
 from rlft.learning.fit import FitJob, FitReport, run_fit
 from rlft.learning.learner import Learner
+from rlft.learning.retained import retained_writing
 from rlft.policy.lm import LMPolicy, load_lm
 from rlft.policy.reward_model import load_reward_model
 from rlft.policy.text import Text
 from rlft.policy.value import load_value
+from rlft.retention.term import needs_of
 from rlft.types import Row, RowRef, WeightUpdate
 from rlft.weights.fingerprint import fingerprint
 from rlft.weights.transports import Meeting
@@ -45,7 +47,8 @@ class LearnerRank:
         critic: str | None = None,
     ) -> None:
         self._where = stacks.register(name)
-        self._cfg, self._rank, self._folder, self._needs = cfg, rank, folder, needs
+        self._cfg, self._rank, self._folder = cfg, rank, folder
+        self._needs = needs | needs_of(cfg)
         self._critic_path = critic or folder
         self._transport = registry.build("transport", cfg.publish.transport)
         self._progress = (0, 0)
@@ -84,6 +87,7 @@ class LearnerRank:
     def _build(self) -> list[str]:
         """Makes what is trained; returns notes for the user. A collective."""
         self._learner = Learner(self._cfg, self._policy())
+        self._retained = retained_writing(self._cfg, self._learner)
         self._reference = None
         if "ref_logp" in self._needs:
             self._reference = reference_logp(self._cfg, self._learner, self._folder)
@@ -124,6 +128,7 @@ class LearnerRank:
             critic=self._critic,
             steps=_steps_in_tokens(job, rows, self._text),
             progress=self._note,
+            retained=self._retained,
         )
 
     def send(self, version: int) -> WeightUpdate | None:
@@ -174,12 +179,16 @@ class LearnerRank:
         self._learner.save(folder / "learner_state")
         if self._critic is not None:
             self._critic.save(folder / "critic_state")
+        self.write_model(folder / "model")
+
+    def write_model(self, folder: Path) -> None:
+        """Writes the Hugging Face folder, on rank 0. A collective."""
         tensors = self._learner.full_tensors()
         if self._rank == 0:
             from rlft.record.hf_folder import write_hf_folder
 
-            write_hf_folder(folder / "model", tensors, self._folder)
-            self._learner.policy.describe(folder / "model")
+            write_hf_folder(folder, tensors, self._folder)
+            self._learner.policy.describe(folder)
         else:
             for _ in tensors:
                 pass

@@ -9,9 +9,9 @@ there is one, and two heads.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 
 from rlft.errors import ConfigError
 from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
+from rlft.policy.memory import CELLS
 from rlft.policy.observed import Part, parts_of
 
 Obs = Mapping[str, torch.Tensor]
@@ -46,9 +47,14 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def take_in(self, x_ND: torch.Tensor) -> None:
-        """Adds `[N, D]` to the running numbers (Chan's parallel formula)."""
-        n, m = float(len(x_ND)), self.count.double()
-        mean, var = x_ND.double().mean(0), x_ND.double().var(0, unbiased=False)
+        """Adds `[N, D]` to the running numbers."""
+        x_ND = x_ND.double()
+        self.merge(len(x_ND), x_ND.mean(0), x_ND.var(0, unbiased=False))
+
+    @torch.no_grad()
+    def merge(self, n: float, mean: torch.Tensor, var: torch.Tensor) -> None:
+        """Adds `n` numbers of this mean and variance, float64 `[D]` (Chan's parallel formula)."""
+        m = self.count.double()
         delta, total = mean - self.mean.double(), m + n
         both = self.var.double() * m + var * n + delta**2 * m * n / total
         self.mean.copy_(self.mean.double() + delta * n / total)
@@ -132,7 +138,11 @@ class _Convolutions(nn.Module):
 class ActorCritic(nn.Module):
     """A policy and its critic, on one trunk or on two.
 
-    memory: width of a GRU between encoder and heads, 0 for none (only with one trunk).
+    memory: width of a GRU or LSTM (`cell`) between encoder and heads, 0 for none (only with one trunk).
+    encoder: makes a module in place of `Encoder`, with `width`, `forward(obs) -> [N, width]` and `take_in`.
+    context: makes another memory, with `width`, `state_size` and `read`, as those of memory.py.
+    normalise_returns: the value head speaks of returns by their running mean and deviation; values that
+    leave the policy are returns again.
     """
 
     def __init__(
@@ -140,35 +150,48 @@ class ActorCritic(nn.Module):
         observations: spaces.Space,
         actions: spaces.Space,
         *,
-        width: int,
+        width: int = 0,
         hidden: tuple[int, ...] = (),
         channels: tuple[int, ...] = (),
         activation: str = "tanh",
         memory: int = 0,
+        cell: Literal["gru", "lstm"] = "gru",
         shared: bool = False,
         normalise: bool = False,
+        normalise_returns: bool = False,
         log_std: float = 0.0,
+        encoder: Callable[[], Any] | None = None,
+        context: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__()
         self.distribution: Categoricals | Gaussian = distribution_of(actions)
-        parts = parts_of(observations)
-        make = lambda: Encoder(parts, width, hidden, channels, activation, normalise)  # noqa: E731
-        self.policy_encoder = make()
-        self.value_encoder = None if shared or memory else make()
-        read = memory or self.policy_encoder.width
-        self.memory = (
-            nn.GRU(self.policy_encoder.width, memory, batch_first=True) if memory else None
+        make = encoder or (
+            lambda: Encoder(parts_of(observations), width, hidden, channels, activation, normalise)
         )
+        self.policy_encoder = make()
+        self.memory: Any = context() if context else None
+        if memory:
+            self.memory = CELLS[cell](self.policy_encoder.width, memory)
+        self.value_encoder = None if shared or self.memory is not None else make()
+        read = self.policy_encoder.width if self.memory is None else self.memory.width
         gaussian = isinstance(self.distribution, Gaussian)
         out = self.distribution.actions if gaussian else self.distribution.width
         self.policy_head = _layer(read, out, 0.01)
         self.log_std = nn.Parameter(torch.full((out,), log_std)) if gaussian else None
         self.value_head = _layer(read, 1, 1.0)
+        self.returns = Normaliser(1) if normalise_returns else None
 
     @property
     def state_size(self) -> int:
         """Numbers that an episode carries from step to step."""
-        return self.memory.hidden_size if self.memory is not None else 0
+        return self.memory.state_size if self.memory is not None else 0
+
+    @property
+    def value_scale(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Running mean and deviation of returns, `[1]` each, if they are normalised."""
+        if self.returns is None:
+            return None
+        return self.returns.mean, (self.returns.var + 1e-8).sqrt()
 
     def value_parameters(self) -> list[nn.Parameter]:
         """What the value alone reads, if policy and value share nothing; else none."""
@@ -183,24 +206,34 @@ class ActorCritic(nn.Module):
         hidden = self.policy_encoder(obs)
         if self.memory is not None:
             assert state is not None
-            read, last = self.memory(hidden[:, None], state[None].contiguous())
-            hidden, state = read[:, 0], last[0]
+            read, state = self.memory.read(hidden[:, None], state)
+            hidden = read[:, 0]
         return self._params(hidden), self._value(obs, hidden), state
 
     def forward(
-        self, obs: Obs, state: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        obs: Obs,
+        state: torch.Tensor | None = None,
+        *,
+        carry: bool = False,
+        critic_only: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
         """Stretches of episodes `[B, T]`, each from its state `[B, H]`: parameters `[B, T, D]` and values
-        `[B, T]`. Steps after an episode's end are computed and mean nothing."""
+        `[B, T]`. Steps after an episode's end are computed and mean nothing. carry: also the states
+        `[B, H]` after T steps, of a policy with a memory; critic_only: nothing but what the value alone
+        reads gets a gradient."""
         rows, steps = next(iter(obs.values())).shape[:2]
         flat = {name: x.flatten(0, 1) for name, x in obs.items()}
-        hidden = self.policy_encoder(flat)
-        if self.memory is not None:
-            assert state is not None
-            read, _ = self.memory(hidden.view(rows, steps, -1), state[None].contiguous())
-            hidden = read.flatten(0, 1)
-        params = self._params(hidden)
-        return params.view(rows, steps, -1), self._value(flat, hidden).view(rows, steps)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not critic_only):
+            hidden = self.policy_encoder(flat)
+            if self.memory is not None:
+                assert state is not None
+                read, state = self.memory.read(hidden.view(rows, steps, -1), state)
+                hidden = read.flatten(0, 1)
+            params = self._params(hidden)
+        value = self._value(flat, hidden).view(rows, steps)
+        params = params.view(rows, steps, -1)
+        return (params, value, state) if carry and state is not None else (params, value)
 
     def take_in(self, obs: Obs) -> None:
         """Lets the observations `[N, ...]` into the running numbers that normalise later ones."""
@@ -216,7 +249,11 @@ class ActorCritic(nn.Module):
 
     def _value(self, obs: Obs, hidden: torch.Tensor) -> torch.Tensor:
         read = hidden if self.value_encoder is None else self.value_encoder(obs)
-        return self.value_head(read).squeeze(-1)
+        value = self.value_head(read).squeeze(-1)
+        if self.value_scale is None:
+            return value
+        mean, deviation = self.value_scale
+        return mean + deviation * value
 
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -264,7 +301,7 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
     return policy
 
 
-def new_policy(spec: Mapping[str, Any], env: Any, seed: int, folder: Path) -> Path:
+def new_policy(spec: str | Mapping[str, Any], env: Any, seed: int, folder: Path) -> Path:
     """A fresh policy for the spaces of `env`, saved as `folder`, which is returned."""
     from safetensors.torch import save_file
 
@@ -280,7 +317,7 @@ def new_policy(spec: Mapping[str, Any], env: Any, seed: int, folder: Path) -> Pa
         {n: t.contiguous() for n, t in policy.state_dict().items()}, beside / "model.safetensors"
     )
     said = {
-        "network": dict(spec),
+        "network": {"name": spec} if isinstance(spec, str) else dict(spec),
         "observations": str(env.observation_space),
         "actions": str(env.action_space),
     }

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlft.policy.distil import Taught, teacher_kl
+
 _CHUNK = 512
 """Positions per matrix product: larger was not faster on a CPU."""
 
@@ -135,6 +137,14 @@ class LogProbHead(nn.Module):
         self.weight = weight
 
     def forward(
-        self, hidden_NH: torch.Tensor, actions_N: torch.Tensor, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return chosen_logp(hidden_NH, self.weight, actions_N, temperature)
+        self,
+        hidden_NH: torch.Tensor,
+        actions_N: torch.Tensor,
+        temperature: float,
+        teacher: Taught | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """(logp `[N]`, entropy `[N]`), and the KL `[N]` from a teacher, if there is one."""
+        found = chosen_logp(hidden_NH, self.weight, actions_N, temperature)
+        if teacher is None:
+            return found
+        return *found, teacher_kl(hidden_NH, self.weight, teacher, temperature)

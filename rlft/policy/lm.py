@@ -16,6 +16,7 @@ from torch import nn
 
 from rlft.errors import ConfigError
 from rlft.packing import Packing
+from rlft.policy.distil import Taught
 from rlft.policy.head import LogProbHead
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class LMPolicy(nn.Module):
-    """`forward(ids [B, L], position [B, T], mask [B, T])` returns (logp, entropy), float32 `[B, T]`.
+    """`forward(ids [B, L], position [B, T], mask [B, T])` returns (logp, entropy), float32 `[B, T]`,
+    and a third, the KL from `teacher`, if one is given.
 
     position: index into L of each decision's token; its distribution is read at the token before.
     packing: ids are `[S, L]`, and rows lie where it says.
@@ -40,7 +42,24 @@ class LMPolicy(nn.Module):
         mask_BT: torch.Tensor,
         temperature: float = 1.0,
         packing: Packing | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        teacher: Taught | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        hidden_NH, actions_N, row, column = self.read(ids_BL, position_BT, mask_BT, packing)
+        more = () if teacher is None else (teacher,)
+        said = self.causal_lm().lm_head(hidden_NH, actions_N, temperature, *more)
+        blank = torch.zeros(mask_BT.shape, dtype=torch.float32, device=ids_BL.device)
+        # A plain tuple: ZeRO-3 walks outputs to hook their gradients, and knows no dataclass.
+        return tuple(blank.index_put((row, column), x) for x in said)
+
+    def read(
+        self,
+        ids_BL: torch.Tensor,
+        position_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        packing: Packing | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each decision: the hidden state `[N, H]` that its token is drawn from, the token `[N]`, and
+        its row and column in the mask."""
         causal = self.causal_lm()
         choose_attention(causal, ids_BL)
         keys: dict[str, Any] = {"input_ids": ids_BL, "use_cache": False}
@@ -55,11 +74,7 @@ class LMPolicy(nn.Module):
             row = column = torch.zeros(1, dtype=torch.int64, device=ids_BL.device)
         at = position_BT[row, column]
         sequence = row if packing is None else packing.sequence_B[row]
-        hidden_NH = hidden_BLH[sequence, (at - 1).clamp_min(0)]
-        logp_N, entropy_N = causal.lm_head(hidden_NH, ids_BL[sequence, at], temperature)
-        blank = torch.zeros(mask_BT.shape, dtype=torch.float32, device=ids_BL.device)
-        # A plain pair: ZeRO-3 walks outputs to hook their gradients, and knows no dataclass.
-        return blank.index_put((row, column), logp_N), blank.index_put((row, column), entropy_N)
+        return hidden_BLH[sequence, (at - 1).clamp_min(0)], ids_BL[sequence, at], row, column
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

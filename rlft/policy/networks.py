@@ -9,8 +9,9 @@ from gymnasium import spaces
 from pydantic import Field
 
 from rlft.policy.actor_critic import ActorCritic
+from rlft.policy.decision_transformer import DecisionTransformer
 
-__all__ = ["CNN", "CNNGRU", "MLP"]
+__all__ = ["CNN", "CNNGRU", "MLP", "DecisionTransformer"]
 
 Activation = Literal["tanh", "relu", "gelu", "silu"]
 Size = Annotated[int, Field(gt=0)]

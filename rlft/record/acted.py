@@ -46,7 +46,18 @@ def acted(groups: Sequence[Group]) -> dict[str, float]:
         # Who says of one episode that it succeeded means of the others that they did not.
         if any(e.success is not None for e in whole):
             out["reward/success"] = sum(bool(e.success) for e in whole) / len(whole)
+        out |= {f"episode/{name}": float(np.mean(xs)) for name, xs in _numbers(whole).items()}
     return out
+
+
+def _numbers(episodes: Sequence[Episode]) -> dict[str, list[float]]:
+    """Of each fact that is a number, its values."""
+    found: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.facts.items():
+            if not isinstance(value, str):
+                found.setdefault(name, []).append(value)
+    return found
 
 
 def samples(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[str, Any]]:
@@ -72,5 +83,6 @@ def samples(groups: Sequence[Group], step: int, kind: str) -> Iterator[dict[str,
             "version": list(m.version),
             "seed": episode.seed,
             "end": episode.end,
+            "facts": dict(episode.facts),
             "traces": {name: x.tolist() for name, x in episode.traces.items()},
         }

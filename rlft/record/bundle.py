@@ -27,14 +27,14 @@ from rlft.errors import CheckpointError
 from rlft.filters import members_of
 from rlft.types import Group, Row, RowRef
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle, read. groups: their members' rows are `rows[member.row.index]`; recorded: the numbers
     of the step; digest: of the weights after it; threads: of a learner rank; start: the folder of the
-    model that the run started from."""
+    model that the run started from; taken: optimizer steps of the run before."""
 
     folder: Path
     step: int
@@ -46,6 +46,7 @@ class Bundle:
     recorded: Mapping[str, Any]
     digest: str
     threads: int
+    taken: int = 0
 
 
 class Bundles:
@@ -56,7 +57,9 @@ class Bundles:
         self._beside: Path | None = None
         self._facts: dict[str, Any] = {}
 
-    def begin(self, step: int, version: int, groups: Sequence[Group], state: Any) -> None:
+    def begin(
+        self, step: int, version: int, groups: Sequence[Group], state: Any, taken: int = 0
+    ) -> None:
         """Before step `step` learns: keeps what it starts from, if that step is asked for."""
         record = self._cfg.record
         if step not in record.bundles and not (
@@ -73,7 +76,7 @@ class Bundles:
         whole = {"groups": numbered, "rows": rows, "state": state}
         (beside / "learning.pkl").write_bytes(ray.cloudpickle.dumps(whole))
         shutil.copyfile(self._run_folder / "config.yaml", beside / "config.yaml")
-        self._facts = {"format": _FORMAT, "step": step, "version": version}
+        self._facts = {"format": _FORMAT, "step": step, "version": version, "taken": taken}
         self._beside = beside
 
     def finish(self, row: Mapping[str, Any]) -> None:
@@ -140,6 +143,7 @@ def read_bundle(folder: Path) -> Bundle:
             recorded=facts["recorded"],
             digest=facts["weights"],
             threads=facts["threads"],
+            taken=facts.get("taken", 0),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):

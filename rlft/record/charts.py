@@ -76,6 +76,11 @@ def charts(metrics: Sequence[Row], evals: Sequence[Row], parts: Iterable[str]) -
     return [*found, *_time(metrics)]
 
 
+def drawn(title: str, note: str, names: Sequence[str], rows: Sequence[Row]) -> Chart:
+    """A chart of these numbers of `rows`, each of which has a `step`."""
+    return _drawn(_Family(title, note, bool), names, rows)
+
+
 def _families(rewards: set[str]) -> tuple[_Family, ...]:
     shares = {"groups/flat", "completion/truncated", "reward/invalid", "reward/errors"}
     return (

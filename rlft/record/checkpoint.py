@@ -24,6 +24,8 @@ import xxhash
 
 from rlft.config import Config
 from rlft.errors import ActorDied, CheckpointError, DeadlineExceeded
+from rlft.record.allowance import Allowance
+from rlft.record.metrics import JsonLines
 
 _FORMAT = 2
 _WRITING, _REMOVING = ".writing_", ".removing_"
@@ -165,11 +167,15 @@ def resumable(root: Path, cfg: Config) -> Position:
     state, algo_state = read_checkpoint(newest)
     refuse_foreign(newest, state["identity"], identity(cfg))
     # A run that was killed between its last checkpoint and its result has that result to write.
-    if state["step"] >= cfg.steps and (root.parent / "result.json").exists():
-        raise CheckpointError(
-            f"nothing to do: {newest} is at step {state['step']} of {cfg.steps}; raise steps= to train "
-            f"further."
-        )
+    if (root.parent / "result.json").exists():
+        rows = JsonLines(root.parent / "metrics.jsonl").rows()
+        spent = Allowance(cfg.budget, (r for r in rows if r["step"] <= state["step"])).spent
+        if spent or state["step"] >= cfg.steps:
+            what = f"budget.{spent}" if spent else "steps"
+            raise CheckpointError(
+                f"nothing to do: {newest} is at step {state['step']} of {cfg.steps}"
+                f"{f', its budget of {spent} spent' if spent else ''}; raise {what} to train further."
+            )
     return Position(newest, state, algo_state)
 
 

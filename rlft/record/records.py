@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.config import Config
+from rlft.record.allowance import Allowance
 from rlft.record.console import Console
 from rlft.record.guards import Watch
 from rlft.record.metrics import JsonLines
@@ -22,7 +23,8 @@ from rlft.types import Group
 
 
 class Records:
-    """The records of one run folder. `stop`: why a guard wants the run to end, or None."""
+    """The records of one run folder. `stop`: why a guard wants the run to end, or None; `allowance`:
+    what of its budget is left."""
 
     def __init__(self, cfg: Config, folder: Path, console: Console) -> None:
         self._cfg, self._folder, self._console = cfg, folder, console
@@ -36,6 +38,7 @@ class Records:
         self._latest: dict[str, Any] = {}
         self._step = 0
         self.stop: str | None = None
+        self.allowance = Allowance(cfg.budget)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """The row of a step that ended."""
@@ -43,6 +46,7 @@ class Records:
         self._metrics.append(row)
         self._writers.log(row, self._step)
         self._console.step(row)
+        self.allowance.add(row)
         for alert in self._watch.step(row):
             self._alerts.append(alert.row())
             self._console.say(f"alert: step {alert.step}: {alert.message}")
@@ -88,6 +92,7 @@ class Records:
         """Forgets what lies after `step`: a resumed run takes those steps again."""
         for lines in (self._metrics, self._evals, self._samples, self._tokens, self._alerts):
             lines.forget_after(step)
+        self.allowance = Allowance(self._cfg.budget, self._metrics.rows())
         for row in self._metrics.rows():
             self._watch.step(row)
 

@@ -23,6 +23,7 @@ import yaml
 
 from rlft.errors import ConfigError
 from rlft.record.charts import Chart, charts
+from rlft.record.forgetting import forgetting_html, probe_charts
 from rlft.record.metrics import JsonLines
 from rlft.record.report_acting import films_html, maps
 from rlft.record.report_samples import samples_html
@@ -44,6 +45,7 @@ class RunFiles:
     samples: list[dict[str, Any]]
     tokens: list[dict[str, Any]]
     alerts: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
     result: Mapping[str, Any] | None
     age_s: float | None
 
@@ -70,7 +72,7 @@ def read_run(folder: Path) -> RunFiles:
     text = (folder / "config.yaml").read_text("utf-8")
     lines = {
         name: JsonLines(folder / f"{name}.jsonl").rows()
-        for name in ("metrics", "eval", "samples", "tokens", "alerts")
+        for name in ("metrics", "eval", "samples", "tokens", "alerts", "probes")
     }
     environment, result = folder / "environment.json", folder / "result.json"
     written = folder / "metrics.jsonl"
@@ -84,6 +86,7 @@ def read_run(folder: Path) -> RunFiles:
         samples=lines["samples"],
         tokens=lines["tokens"],
         alerts=lines["alerts"],
+        probes=lines["probes"],
         result=json.loads(result.read_text()) if result.is_file() else None,
         age_s=time.time() - written.stat().st_mtime if written.is_file() else None,
     )
@@ -92,9 +95,10 @@ def read_run(folder: Path) -> RunFiles:
 def page(run: RunFiles) -> str:
     """The whole page."""
     parts = {part for s in run.samples for part in s["parts"]}
-    drawn = charts(run.metrics, run.evals, parts)
+    drawn = [*charts(run.metrics, run.evals, parts), *probe_charts(run.probes)]
     drawn[2:2] = maps(run.samples)  # behind the reward, in training and held out
     after = [
+        *forgetting_html(run.probes),
         "<h2>Completions</h2>" if run.samples else "",
         *samples_html(run.samples, run.tokens),
         *_details(run),

@@ -9,15 +9,15 @@ does it: seeds and noise come from the work's own key.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rlft.errors import ConfigError
 from rlft.policy.observed import as_arrays
+from rlft.sampling.abreast import Abreast
 from rlft.sampling.guarded import Guarded, Point, Running
 from rlft.sampling.snapshot import How
 from rlft.seeding import Key
@@ -106,8 +106,8 @@ class Block:
         self.size, self.choice, self._traces = size, choice, traces
         self._solved_above = solved_above
         guarded = [lambda: Guarded(make, traces, timeout, how)] * size
-        self._vec: Any = SyncVectorEnv(guarded, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-        self._envs: list[Any] = list(self._vec.envs)
+        self._vec = Abreast(guarded, timeout)
+        self._envs = self._vec.guarded
         self.number = 0
         self._state = np.zeros((size, choice.state_size), np.float32) if choice.state_size else None
         self._obs: dict[str, np.ndarray] = {}
@@ -139,6 +139,7 @@ class Block:
         rng = np.random.default_rng(key.seed())
         record = _Record(self.size, steps)
         firsts = [0] * self.size
+        under_way = [env.running.length > 0 for env in self._envs]
         pieces: list[Piece] = []
         for t in range(steps):
             seen = Seen(self._obs, self._state)
@@ -161,19 +162,22 @@ class Block:
                     upto, bootstrap = t, float(acted.value[slot])
                 after = {k: x[slot].copy() for k, x in self._obs.items()}
                 strip = record.strip(slot, firsts[slot], upto, bootstrap, after, self.choice)
+                strip = replace(strip, slot=int(slot), continues=under_way[slot])
                 pieces.append(Piece(strip, int(slot), episode.end, episode))
-                firsts[slot] = t + 1
+                firsts[slot], under_way[slot] = t + 1, False
                 episodes[slot] += 1
                 self._envs[slot].begin(_running(task_of(slot, episodes[slot])))
                 self._began[slot] = (0, 0.0)
             self._reset(over)
         value = (yield Seen(self._obs, self._state)).value
+        record.weigh(self.choice)
         for slot in range(self.size):
             if firsts[slot] < steps:
                 after = {k: x[slot].copy() for k, x in self._obs.items()}
                 strip = record.strip(
                     slot, firsts[slot], steps, float(value[slot]), after, self.choice
                 )
+                strip = replace(strip, slot=slot, continues=under_way[slot])
                 pieces.append(Piece(strip, slot, "cut", None))
         self.number += 1
         points = tuple(env.point() for env in self._envs)
@@ -213,9 +217,11 @@ class Block:
         *,
         greedy: bool = False,
         keep_states: bool = False,
+        record: bool = True,
     ) -> Generator[Seen, Acted, tuple[list[Piece], list[np.ndarray | None]]]:
         """One whole episode from each of `starts`, in their order; environments take the next when they
-        are done. keep_states: also each episode's recurrent states `[T, H]`."""
+        are done. keep_states: also each episode's recurrent states `[T, H]`; record: False leaves the
+        strips empty, where only how the episodes went is asked."""
         yield from ()
         self._held = None
         pieces: list[Piece | None] = [None] * len(starts)
@@ -233,7 +239,7 @@ class Block:
             self._envs[slot].begin(start.point or _running(start.task))
             past = start.point.running if start.point else None
             self._began[slot] = (past.length, past.ret) if past else (0, 0.0)
-            records[slot] = _Line(index, start.seed)
+            records[slot] = _Line(index, start.seed, record)
             if self._state is not None:
                 self._state = self._state.copy()
                 self._state[slot] = 0 if start.state is None else start.state
@@ -298,12 +304,13 @@ class Block:
 
     def _step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(reward, terminated, over), each `[M]`."""
-        obs, reward, terminated, truncated, _ = self._vec.step(self.choice.to_env(action))
+        answer = self._vec.step(self.choice.to_env(action))
+        obs, reward, terminated, truncated, _ = answer
         self._obs = as_arrays(obs)
         return reward.astype(np.float32), terminated, terminated | truncated
 
     def _reset(self, which: np.ndarray, keep_state: bool = False) -> None:
-        obs, _ = self._vec.reset(options={"reset_mask": which})
+        obs: Any = self._vec.reset(options={"reset_mask": which})[0]
         self._obs = as_arrays(obs)
         if self._state is not None and not keep_state:
             self._state = np.where(which[:, None], np.float32(0), self._state)
@@ -333,6 +340,7 @@ class Block:
             traces,
             running.error,
             *self._began[slot],
+            facts=running.facts,
         )
 
 
@@ -347,6 +355,7 @@ class _Record:
         self._size, self._steps = size, steps
         self._arrays: dict[str, np.ndarray] = {}
         self._obs: dict[str, np.ndarray] = {}
+        self._logp: np.ndarray | None = None
 
     def see(self, t: int, seen: Seen) -> None:
         for name, x in seen.obs.items():
@@ -370,15 +379,20 @@ class _Record:
             self._arrays[name] = np.empty((self._steps, *x.shape), np.float32)
         self._arrays[name][t] = x
 
+    def weigh(self, choice: Choice) -> None:
+        """Takes the log-probs of all steps at once, for the strips that are made afterwards."""
+        self._logp = choice.logp(self._arrays["params"], self._arrays["action"])
+
     def strip(
         self, slot: int, first: int, upto: int, bootstrap: float, after: Any, choice: Choice
     ) -> Strip:
         a = {name: x[first:upto, slot].copy() for name, x in self._arrays.items()}
+        logp = None if self._logp is None else self._logp[first:upto, slot].copy()
         return Strip(
             {name: x[first:upto, slot].copy() for name, x in self._obs.items()},
             a["action"],
             a["params"],
-            choice.logp(a["params"], a["action"]),
+            choice.logp(a["params"], a["action"]) if logp is None else logp,
             a["value"],
             a["reward"],
             bootstrap,
@@ -388,10 +402,11 @@ class _Record:
 
 
 class _Line:
-    """What one environment did in one episode. index: of its start; seed: of its noise."""
+    """What one environment did in one episode. index: of its start; seed: of its noise; keep: whether
+    more than the last step is kept."""
 
-    def __init__(self, index: int, seed: int) -> None:
-        self.index = index
+    def __init__(self, index: int, seed: int, keep: bool = True) -> None:
+        self.index, self._keep = index, keep
         self._rng = np.random.default_rng(seed)
         self._ahead: list[np.ndarray] = []
         self._obs: list[dict[str, np.ndarray]] = []
@@ -399,6 +414,8 @@ class _Line:
         self._acts: list[tuple[Any, ...]] = []
 
     def see(self, seen: Seen, slot: int) -> None:
+        if not self._keep:
+            self._obs, self._state, self._acts = [], [], []
         self._obs.append({name: x[slot].copy() for name, x in seen.obs.items()})
         self._state.append(None if seen.state is None else seen.state[slot].copy())
 
@@ -418,7 +435,7 @@ class _Line:
 
     def strip(self, bootstrap: float, after: Any, choice: Choice, *, failed: bool) -> Strip:
         obs, acts = self._obs, self._acts
-        if failed:  # a step that failed taught nothing
+        if failed or not self._keep:  # a step that failed taught nothing
             obs, acts = obs[:-1], acts[:-1]
         action, params, value, reward = (
             np.array([act[i] for act in acts], np.float32) for i in range(4)

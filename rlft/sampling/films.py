@@ -6,6 +6,7 @@ says why.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ class Camera(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would open a window
-        self.unwrapped.render_mode = "rgb_array"
+        with contextlib.suppress(AttributeError):  # whose mode is fixed draws as it does
+            self.unwrapped.render_mode = "rgb_array"
         self.frames: list[np.ndarray] = []
         self.fault = ""
 

@@ -6,6 +6,7 @@ It is a Gymnasium wrapper, so that Gymnasium's own vector environment holds it. 
 
 from __future__ import annotations
 
+import math
 import signal
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from rlft.errors import UserError
-from rlft.sampling.snapshot import Course, How, Snapshot, restore, take
+from rlft.sampling.actions import Actions
+from rlft.sampling.snapshot import Course, How, Snapshot, copied_actions, restore, take
 
 
 class StepTimeout(Exception):
@@ -26,15 +27,17 @@ class StepTimeout(Exception):
 @dataclass(slots=True)
 class Running:
     """The episode that an environment is in. seed, options: how it was started; actions: taken since,
-    for a snapshot by replay; traces: what `info` said of each step; error: what ended it, if it failed."""
+    for a snapshot by replay; traces: what `info` said of each step; facts: what it said at the end of how
+    the episode went; error: what ended it, if it failed."""
 
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    actions: list[Any] = field(default_factory=list)
+    actions: Actions = field(default_factory=Actions)
     traces: list[Mapping[str, Any]] = field(default_factory=list)
     ret: float = 0.0
     length: int = 0
     success: bool | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     over: bool = False
 
@@ -45,6 +48,13 @@ class Point:
 
     snapshot: Snapshot
     running: Running
+
+    def begun(self) -> Running:
+        """The episode as it was there, to go on with."""
+        episode = copied(self.running)
+        if self.snapshot.how == "replay":
+            episode.actions = copied_actions(self.snapshot.course.actions)
+        return episode
 
 
 class Guarded(gymnasium.Wrapper):
@@ -74,7 +84,7 @@ class Guarded(gymnasium.Wrapper):
             if self._last is None:
                 self._last, _ = self.env.reset()
             return self._last, {}
-        episode = self.running = copied(start.running) if isinstance(start, Point) else start
+        episode = self.running = start.begun() if isinstance(start, Point) else start
         try:
             with self._alarm:
                 if isinstance(start, Point):
@@ -94,25 +104,31 @@ class Guarded(gymnasium.Wrapper):
         return self._last, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        with self._alarm:
+            return *self.advance(action), {}
+
+    def advance(self, action: Any) -> tuple[Any, float, bool, bool]:
+        """A step without an alarm of its own: whoever calls it has set one."""
         episode = self.running
         if episode is None:
-            return self._last, 0.0, False, False, {}
+            return self._last, 0.0, False, False
         if episode.error:  # the reset failed: the episode ends before it began
             episode.over = True
-            return self._last, 0.0, False, True, {}
+            return self._last, 0.0, False, True
         try:
-            with self._alarm:
-                self._last, reward, terminated, truncated, info = self.env.step(action)
+            self._last, reward, terminated, truncated, info = self.env.step(action)
             reward = float(reward)
-            if not np.isfinite(reward):
+            if not math.isfinite(reward):
                 raise ValueError(f"the environment gave a reward of {reward}")
             if episode.length < 4 or terminated or truncated:
                 self._require_within_space("step")
-            self._note(info)
+            if self._names:
+                self._note(info)
         except Exception as error:
+            self._alarm.stop()
             self._failed(error)
             episode.over = True
-            return self._last, 0.0, False, True, {}
+            return self._last, 0.0, False, True
         self._info = info
         if self._how == "replay":
             episode.actions.append(action)
@@ -120,8 +136,10 @@ class Guarded(gymnasium.Wrapper):
         episode.length += 1
         if "success" in info:
             episode.success = bool(info["success"])
+        if "facts" in info:
+            episode.facts = dict(info["facts"])
         episode.over = bool(terminated or truncated)
-        return self._last, reward, bool(terminated), bool(truncated), {}
+        return self._last, reward, bool(terminated), bool(truncated)
 
     def point(self) -> Point:
         """Where the episode is now. Raises ConfigError: it has ended, or there is no going back."""
@@ -130,12 +148,14 @@ class Guarded(gymnasium.Wrapper):
         course = Course(
             episode.seed,
             episode.options,
-            tuple(episode.actions),
+            episode.actions,
             self._last,
             self._info,
             episode.over,
         )
-        return Point(take(self.env, course, self._how), copied(episode))
+        # The snapshot has the actions; once is enough of what may be long.
+        rest = replace(episode, actions=Actions(), traces=list(episode.traces))
+        return Point(take(self.env, course, self._how), rest)
 
     def _note(self, info: Mapping[str, Any]) -> None:
         assert self.running is not None
@@ -167,7 +187,7 @@ class Guarded(gymnasium.Wrapper):
 
 def copied(episode: Running) -> Running:
     """The same episode, to go on from independently."""
-    return replace(episode, actions=list(episode.actions), traces=list(episode.traces))
+    return replace(episode, actions=episode.actions.copy(), traces=list(episode.traces))
 
 
 class Alarm:
@@ -197,10 +217,17 @@ class Alarm:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def __enter__(self) -> None:
+    def start(self) -> None:
+        """Counts from now."""
         if self._installed:
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
         if self._installed:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()

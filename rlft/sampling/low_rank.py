@@ -20,13 +20,19 @@ from rlft.learning.noise import Drawing, Noise, factors
 
 
 @functools.cache
-def linear_weights(folder: Path) -> frozenset[str]:
-    """Names of the weights of the model's linear maps, its output head left out; no weights are read."""
+def linear_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Names and shapes of the weights of the model's linear maps, its output head left out; no weights
+    are read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
-    return frozenset(f"{name}.weight" for name, _ in _linears(model))
+    return {f"{name}.weight": linear.weight.shape for name, linear in _linears(model)}
+
+
+def linear_weights(folder: Path) -> frozenset[str]:
+    """Their names alone."""
+    return frozenset(linear_shapes(folder))
 
 
 def with_matrices(drawing: Drawing, folder: Path) -> Drawing:

@@ -3,19 +3,24 @@
 It keeps the float32 master that it was last sent, as it lies in the object store (all samplers of a
 node share that memory), or as its own copy once it has replayed a step. A member's weights overwrite
 those of the member before; before anything else is asked of the engine, `cast(master)` is put back.
+With LoRA the master is the adapter, and what it is merged into is read from the start's folder.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from rlft import registry
+from rlft.config import Lora
 from rlft.errors import WeightsMismatch
+from rlft.learning.adapter_noise import WithoutAdapters, of_adapter, whole_weights
 from rlft.learning.noise import Drawing, Noise, NoiseStep, blend, take_step
 from rlft.learning.start_weights import StartWeights
 from rlft.sampling.low_rank import with_matrices
@@ -24,12 +29,32 @@ from rlft.types import Request, Row, Sampling, WeightUpdate
 from rlft.weights.fingerprint import check_manifest, fingerprint
 
 
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """For tensors that `blend` writes: its threads are not in an engine's inference mode, and what was
+    made in that mode may be changed in that mode only."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class PopulationSampler(Sampler):
     """A sampler that can perturb its engine's weights. Its master is the learner's, proved by hashes."""
 
+    _whole: dict[str, torch.Tensor]
     _master: dict[str, torch.Tensor]
     _owned = False
     _pristine = True
+
+    def _engine_args(self) -> dict[str, Any]:
+        args, cfg = super()._engine_args(), self._cfg
+        engine, algo = (
+            registry.resolve("engine", cfg.sampler.engine),
+            registry.build("algo", cfg.algo),
+        )
+        rank = getattr(algo, "rank", 0)
+        if not rank or not cfg.sampler.gpus or not hasattr(engine, "member_args"):
+            return args
+        return {**engine.member_args(rank, algo.together), **args}
 
     def load(self, update: WeightUpdate, payload: Any) -> int:
         """Takes a master, or replays a step on the one it holds; both proved tensor by tensor.
@@ -39,9 +64,14 @@ class PopulationSampler(Sampler):
         if update.kind == "noise":
             return self._replay(update)
         version = super().load(update, payload)
-        self._master = dict(self._transport.receive(update, payload))
+        self._whole = dict(self._transport.receive(update, payload))
+        self._master = {n: t for n, t in self._whole.items() if of_adapter(n)}
+        self._master = self._master or self._whole
         self._owned, self._pristine = False, True
         return version
+
+    def _loader(self) -> Any:
+        return self._engine if self._cfg.model.lora is None else WithoutAdapters(self._engine)
 
     def generate(
         self, asks: Sequence[Ask], sampling: Sampling
@@ -66,7 +96,7 @@ class PopulationSampler(Sampler):
         began = time.monotonic()
         jobs = [(ask, seed) for ask in asks for seed in ask.seeds]
         drawing = with_matrices(drawing, self._folder)
-        together = drawing.rank and hasattr(self._engine, "generate_members")
+        together = drawing.rank and getattr(self._engine, "row_noise", False)
         heads: list[Head] = []
         rows: list[Row] = []
         perturbing = 0.0
@@ -94,7 +124,9 @@ class PopulationSampler(Sampler):
         self._pristine = False
         own = self._engine.weights() if hasattr(self._engine, "weights") else None
         with torch.inference_mode():
-            if own is not None:
+            if self._cfg.model.lora is not None:
+                self._engine.load(self._adapted(self._cfg.model.lora, terms, drawing))
+            elif own is not None:
                 blend(own, self._master, terms, drawing)
             else:
                 self._engine.load(self._stream(terms, drawing))
@@ -105,14 +137,30 @@ class PopulationSampler(Sampler):
     ) -> Iterator[tuple[str, torch.Tensor]]:
         dtype = getattr(torch, self._cfg.model.dtype)
         if drawing.mode == "iid":  # numbers its tensors
-            whole = {n: torch.empty_like(m, dtype=dtype) for n, m in self._master.items()}
-            blend(whole, self._master, terms, drawing)
+            with _outside_inference_mode():
+                whole = {n: torch.empty_like(m, dtype=dtype) for n, m in self._master.items()}
+                blend(whole, self._master, terms, drawing)
             yield from whole.items()
             return
         for name, master in self._master.items():
-            out = torch.empty_like(master, dtype=dtype)
-            blend({name: out}, {name: master}, terms, drawing)
+            with _outside_inference_mode():
+                out = torch.empty_like(master, dtype=dtype)
+                blend({name: out}, {name: master}, terms, drawing)
             yield name, out
+
+    def _adapted(
+        self, lora: Lora, terms: Sequence[Noise], drawing: Drawing
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights, of an adapter that is perturbed."""
+        with _outside_inference_mode():
+            moved = {n: torch.empty_like(m) for n, m in self._master.items()}
+            blend(moved, self._master, terms, drawing)
+        plain = {n: t for n, t in self._whole.items() if not of_adapter(n)}
+        bare = self._cfg.model_copy(
+            update={"model": self._cfg.model.model_copy(update={"lora": None})}
+        )
+        start = StartWeights(self._folder, bare)
+        yield from whole_weights(plain, moved, start, lora, getattr(torch, self._cfg.model.dtype))
 
     def _restore(self) -> None:
         if not self._pristine:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlft.policy.actor_critic import as_tensors, load_policy
-from rlft.sampling.episodes import Acted, Block, Seen, Start
-from rlft.sampling.vector import choice_of
+from rlft.policy.actor_critic import load_policy
+from rlft.sampling.episodes import Block, Start
+from rlft.sampling.vector import act, block_of, choice_of
 from rlft.seeding import Key
 from rlft.types import Episode, Task
 
@@ -30,38 +30,39 @@ def rollouts(
     env: the plug-in. An episode's randomness depends on `key`, the configuration's place and the
     episode's number alone.
     """
+
+    def starts(block: Block, policy: Any) -> list[Start]:
+        return [
+            Start(task, key.child(place, j).seed(63))
+            for place, task in enumerate(tasks)
+            for j in range(n)
+        ]
+
+    episodes = played(env, folder, starts, greedy=greedy, envs=envs)
+    return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
+
+
+def played(
+    env: Any,
+    folder: Path,
+    starts: Callable[[Block, Any], Sequence[Start]],
+    *,
+    greedy: bool = False,
+    envs: int = 32,
+) -> list[Episode]:
+    """One episode from each start that `starts` makes with the block of environments and the policy."""
     one = env.make()
     policy = load_policy(folder, one).eval()
     choice = choice_of(policy, one.action_space, torch.device("cpu"))
     one.close()
-    block = Block(
-        env.make,
-        envs,
-        choice,
-        tuple(getattr(env, "traces", ())),
-        how=getattr(env, "snapshots", "copy"),
-        solved_above=getattr(env, "solved_above", None),
-    )
-    starts = [
-        Start(task, key.child(place, j).seed(63))
-        for place, task in enumerate(tasks)
-        for j in range(n)
-    ]
-
-    @torch.inference_mode()
-    def act(seen: Seen) -> Acted:
-        state = None if seen.state is None else torch.from_numpy(seen.state)
-        params, value, after = policy.act(as_tensors(seen.obs, torch.device("cpu")), state)
-        return Acted(params.numpy(), value.numpy(), None if after is None else after.numpy())
-
-    rolling = block.episodes(starts, greedy=greedy)
+    block = block_of(env, envs, choice)
+    rolling = block.episodes(starts(block, policy), greedy=greedy, record=False)
     acted: Any = None
     try:
         while True:
-            acted = act(rolling.send(acted))
+            acted = act(policy, rolling.send(acted), torch.device("cpu"))
     except StopIteration as end:
         pieces, _ = end.value
     finally:
         block.close()
-    episodes = [piece.episode for piece in pieces]
-    return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
+    return [piece.episode for piece in pieces]

@@ -65,13 +65,14 @@ class Sampler:
             max_length=cfg.model.max_length,
             max_batch=cfg.sampler.max_batch,
             temperature=cfg.sampler.temperature,
-            engine_args={
-                **cfg.sampler.engine_args,
-                **self._transport.engine_args(cfg.model.lora),
-            },
+            engine_args=self._engine_args(),
         )
         stops = self._text.stop_ids
         self._engine.generate([Request((stops[0],), 0)], Sampling(max_tokens=2, stop_ids=stops))
+
+    def _engine_args(self) -> dict[str, Any]:
+        cfg = self._cfg
+        return {**cfg.sampler.engine_args, **self._transport.engine_args(cfg.model.lora)}
 
     def whereabouts(self) -> stacks.Whereabouts:
         return self._where
@@ -169,7 +170,7 @@ class Sampler:
 
         Raises WeightsMismatch naming the tensors that are missing, unexpected or different.
         """
-        handed = self._transport.deliver(self._engine, update, payload)
+        handed = self._transport.deliver(self._loader(), update, payload)
         check_manifest(update.manifest, handed, receiver=self._name)
         held = self._desk.version
         if update.version <= held:
@@ -178,6 +179,10 @@ class Sampler:
             )
         self._desk.version = update.version
         return update.version
+
+    def _loader(self) -> Any:
+        """What a transport gives weights to."""
+        return self._engine
 
     def score(self, ids: list[int]) -> np.ndarray:
         """Log-probs `[L-1]` of the canary prompt, at temperature 1."""

@@ -13,14 +13,15 @@ import copy
 import io
 import pickle
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
 from rlft.errors import ConfigError
+from rlft.sampling.actions import Actions
 
 How = Literal["copy", "replay", "none"]
 
@@ -42,7 +43,7 @@ class Course:
 
     seed: int | None
     options: Mapping[str, Any] | None = None
-    actions: tuple[Any, ...] = ()
+    actions: Sequence[Any] = ()
     observation: Any = None
     info: Mapping[str, Any] = field(default_factory=dict)
     ended: bool = False
@@ -78,7 +79,13 @@ def take(env: gymnasium.Env, course: Course, how: How = "copy") -> Snapshot:
         )
     layers = tuple(_layers(env))
     names = tuple(type(layer).__name__ for layer in layers)
-    course = copy.deepcopy(course)
+    course = replace(
+        course,
+        options=copy.deepcopy(course.options),
+        actions=copied_actions(course.actions) if how == "replay" else (),
+        observation=_copied(course.observation),
+        info=_copied(course.info),
+    )
     if how == "replay":
         if course.seed is None:
             raise ConfigError(
@@ -87,6 +94,25 @@ def take(env: gymnasium.Env, course: Course, how: How = "copy") -> Snapshot:
             )
         return Snapshot("replay", course, names)
     return Snapshot("copy", course, names, _pickled(layers, name))
+
+
+def copied_actions(actions: Sequence[Any]) -> Actions:
+    """The same actions, packed."""
+    if isinstance(actions, Actions):
+        return actions.copy()
+    packed = Actions()
+    for action in actions:
+        packed.append(copy.deepcopy(action))
+    return packed
+
+
+def _copied(value: Any) -> Any:
+    """As copy.deepcopy, quicker for what observations mostly are."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.copy()
+    if type(value) is dict:
+        return {key: _copied(part) for key, part in value.items()}
+    return value if isinstance(value, np.generic | int | float) else copy.deepcopy(value)
 
 
 def restore(env: gymnasium.Env, snapshot: Snapshot) -> tuple[Any, Mapping[str, Any]]:

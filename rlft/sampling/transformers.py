@@ -24,6 +24,8 @@ from rlft.types import Completion, Request, Sampling
 class TransformersEngine:
     """Plain transformers with a KV cache: no vLLM needed. `engine_args` go to `from_pretrained`."""
 
+    row_noise = True
+
     def __init__(
         self,
         model: str | Path,
@@ -86,7 +88,7 @@ class TransformersEngine:
     def _decode(
         self, requests: list[Request], sampling: Sampling, desk: Desk | None
     ) -> list[Completion]:
-        from rlft.sampling.cache import cache_for
+        from transformers import DynamicCache
 
         num, longest = len(requests), max(len(r.prompt_ids) for r in requests)
         ids = torch.zeros(num, longest, dtype=torch.int64)
@@ -104,7 +106,7 @@ class TransformersEngine:
         logps: list[list[float]] = [[] for _ in requests]
         versions: list[list[int]] = [[] for _ in requests]
         stopped = [False] * num
-        cache = cache_for(self._model.config, longest + sampling.max_tokens)
+        cache = DynamicCache(config=self._model.config)
         self._place(requests, alive)
         for step in range(sampling.max_tokens):
             if desk is not None:

@@ -123,17 +123,21 @@ class Runner:
         strips: list[Strip] = []
         for number, (pieces, _) in zip(blocks, rolled, strict=True):
             told += [replace(one, slot=number * envs + one.slot) for one in _told(pieces)]
-            strips += _strips(pieces)
+            strips += [replace(s, slot=number * envs + s.slot) for s in _strips(pieces)]
         seconds = time.monotonic() - began
         return (seconds, self._version, told), strips, [left for _, left in rolled]
 
     def episodes(
-        self, starts: Sequence[Start], greedy: bool
+        self, starts: Sequence[Start], greedy: bool, record: bool = True
     ) -> tuple[tuple[float, int, list[Told]], list[Strip]]:
-        """One whole episode from each of `starts`."""
+        """One whole episode from each of `starts`. record: False gives empty strips."""
         began = time.monotonic()
-        [(pieces, _)] = self._drive([self._block(-1).episodes(starts, greedy=greedy)])
-        return (time.monotonic() - began, self._version, _told(pieces)), _strips(pieces)
+        block = self._block(-1)
+        [(pieces, _)] = self._drive([block.episodes(starts, greedy=greedy, record=record)])
+        told = _told(pieces)
+        if not record:
+            told = [replace(one, steps=one.episode.length) for one in told if one.episode]
+        return (time.monotonic() - began, self._version, told), _strips(pieces)
 
     def film(self, start: Start, greedy: bool) -> tuple[bytes, str]:
         """One episode as a GIF; or nothing, and why."""
@@ -205,14 +209,8 @@ class Runner:
     def _block(self, number: int) -> Block:
         if number not in self._blocks:
             runner = self._cfg.runner
-            self._blocks[number] = Block(
-                self._env.make,
-                runner.envs,
-                self._choice,
-                tuple(getattr(self._env, "traces", ())),
-                runner.step_timeout,
-                getattr(self._env, "snapshots", "copy"),
-                getattr(self._env, "solved_above", None),
+            self._blocks[number] = block_of(
+                self._env, runner.envs, self._choice, runner.step_timeout
             )
         return self._blocks[number]
 
@@ -238,17 +236,35 @@ class Runner:
             advance(index, one, asked.result() if together else self._act(asked))
         return results
 
-    @torch.inference_mode()
     def _act(self, seen: Seen) -> Acted:
-        state = None if seen.state is None else torch.from_numpy(seen.state).to(self._device)
-        params, value, after = self._policy.act(as_tensors(seen.obs, self._device), state)
-        if not bool(torch.isfinite(params).all()):
-            raise FloatingPointError("the policy's outputs are not finite")
-        return Acted(
-            params.cpu().numpy(),
-            value.cpu().numpy(),
-            None if after is None else after.cpu().numpy(),
-        )
+        return act(self._policy, seen, self._device)
+
+
+@torch.inference_mode()
+def act(policy: ActorCritic, seen: Seen, device: torch.device) -> Acted:
+    """What the policy says of what environments show. Raises FloatingPointError: it is not finite."""
+    state = None if seen.state is None else torch.from_numpy(seen.state).to(device)
+    params, value, after = policy.act(as_tensors(seen.obs, device), state)
+    if not bool(torch.isfinite(params).all()):
+        raise FloatingPointError("the policy's outputs are not finite")
+    return Acted(
+        params.cpu().numpy(),
+        value.cpu().numpy(),
+        None if after is None else after.cpu().numpy(),
+    )
+
+
+def block_of(env: Any, envs: int, choice: Choice, timeout: float = 60.0) -> Block:
+    """A block of environments of the plug-in `env`. timeout: seconds for a step."""
+    return Block(
+        env.make,
+        envs,
+        choice,
+        tuple(getattr(env, "traces", ())),
+        timeout,
+        getattr(env, "snapshots", "copy"),
+        getattr(env, "solved_above", None),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,18 @@ import numpy as np
 import torch
 
 from rlft.errors import ResourceError
+from rlft.learning.noise import Drawing, Noise
 from rlft.sampling.desk import Desk
+from rlft.sampling.multi_lora import adapters, member_args
 from rlft.types import Completion, Request, Sampling
 
 
 class VllmEngine:
-    """vLLM: fast batched decoding on CPU and GPU. `max_batch`: sequences decoded together."""
+    """vLLM: fast batched decoding on CPU and GPU. `max_batch`: sequences decoded together; `row_noise`:
+    whether it was built with adapters, and so can decode for many members at once."""
+
+    row_noise = False
+    member_args = staticmethod(member_args)
 
     def __init__(
         self,
@@ -73,6 +79,10 @@ class VllmEngine:
             defaults |= {"enable_sleep_mode": True}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**{**defaults, **given, **ours}))
         self.adapter: Any = None  # vLLM's LoRARequest of the adapter in use; `lora` sets it
+        self.row_noise = bool(given.get("enable_lora"))
+        self._slots = int(given.get("max_loras", 1))
+        self._model, self._adapters = Path(model), itertools.count(1)
+        self._members: dict[int, Any] = {}  # adapters by member, in `generate_members`
         self._names = itertools.count()
         self._parts: dict[str, list[tuple[int, Any]]] = {}  # (version, output) by request
         self._desk: Desk | None = None
@@ -104,7 +114,10 @@ class VllmEngine:
                 output_kind=kind,
             )
             self._engine.add_request(
-                name, _prompt(request.prompt_ids), params, lora_request=self.adapter
+                name,
+                _prompt(request.prompt_ids),
+                params,
+                lora_request=self._members.get(request.member, self.adapter),
             )
         while self._engine.has_unfinished_requests():
             if desk is not None:
@@ -112,6 +125,26 @@ class VllmEngine:
             self._step()
         self._desk = None
         return [_completion(self._parts.pop(name), desk is not None) for name in names]
+
+    def generate_members(
+        self,
+        requests: list[Request],
+        sampling: Sampling,
+        members: Sequence[Noise],
+        drawing: Drawing,
+    ) -> list[Completion]:
+        """`generate`, each request under its member's low-rank noise; the weights stay as they are."""
+        done: dict[int, Completion] = {}
+        for first in range(0, len(members), self._slots):
+            part = range(first, min(first + self._slots, len(members)))
+            chosen = [i for i, request in enumerate(requests) if request.member in part]
+            noise = [members[m] for m in part]
+            with adapters(self, self._model, noise, drawing, self._adapters) as loaded:
+                self._members = dict(zip(part, loaded, strict=True))
+                found = self.generate([requests[i] for i in chosen], sampling)
+                self._members = {}
+            done.update(zip(chosen, found, strict=True))
+        return [done[i] for i in range(len(requests))]
 
     def _step(self) -> list[Any]:
         """One step of the engine, which may serve requests of `generate` and of `score` at once."""

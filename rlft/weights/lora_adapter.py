@@ -50,9 +50,14 @@ def adapter_tensors(causal: Any, gathered: Callable[[list], Any]) -> Iterator[tu
                 yield full, weight.detach().to("cpu", copy=True)
 
 
+def allowed_rank(rank: int) -> int | None:
+    """The smallest rank that vLLM can be built for and that `rank` fits into; None: there is none."""
+    return next((r for r in _RANKS if r >= rank), None)
+
+
 def lora_engine_args(lora: Lora) -> dict[str, Any]:
     """One adapter in use, and room for the next beside it. Raises ConfigError for too high a rank."""
-    rank = next((r for r in _RANKS if r >= lora.rank), None)
+    rank = allowed_rank(lora.rank)
     if rank is None:
         raise ConfigError(
             f"model.lora.rank is {lora.rank}, vLLM takes at most {_RANKS[-1]}; lower it, or set "

@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +13,10 @@ import pytest
 
 from rlft.check import plugin_warnings
 from rlft.config import Rewards, parse_config
-from rlft.errors import ConfigError, Invalid
+from rlft.errors import ConfigError, Invalid, PluginError
 from rlft.rewards.judge import Judge
 from rlft.rewards.scorer import Scorer
+from rlft.rewards.served_judge import ServedJudge
 from rlft.types import Attempt, Task
 
 TASK = Task("1", "What is 2+3?", target="five")
@@ -229,3 +231,24 @@ def test_a_judge_of_its_own_answers_is_warned_of(judge, path, warned):
     said = plugin_warnings(parse_config(tree, "j"))
     assert bool(said) is warned
     assert not warned or "favour" in said[0]
+
+
+def test_a_served_judge_says_what_is_wrong_with_it(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        ServedJudge(str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'rubrik'"):
+        ServedJudge(str(tmp_path), rubrik="x")
+    with pytest.raises(ConfigError, match=r"low .* must be below high"):
+        ServedJudge(str(tmp_path), low=3, high=2)
+    judge = ServedJudge(str(tmp_path), server_args=["--max-model-len", 1024])
+    command = judge.command(8123)
+    assert command[-2:] == ["--max-model-len", "1024"]
+    assert command[command.index("--host") + 1] == "127.0.0.1", "nobody else is served"
+
+
+def test_a_server_that_ends_before_it_answers_is_quoted(tmp_path, monkeypatch):
+    judge = ServedJudge(str(tmp_path))
+    failing = [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"]
+    monkeypatch.setattr(judge, "command", lambda port: failing)
+    with pytest.raises(PluginError, match=r"ended with code 3 .*\nno such model"):
+        judge.load()

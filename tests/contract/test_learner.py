@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlft.config import Model
 from rlft.policy.reward_model import load_reward_model
+from rlft.retention.fisher import Fisher, read_fisher, write_fisher
 
 WORKER = Path(learner_worker.__file__)
 SGD = {"optimizer": {"type": "SGD", "params": {"lr": 1.0}}}
@@ -39,6 +40,12 @@ def case(stage, aggregate="token", terms="surrogate", dtype="float32", **more):
         **more,
     }
 
+
+FREEZE = [
+    {"names": ["*embed_tokens*"]},
+    {"names": ["*layers.0.*", "*layers.1.mlp*"], "until": 2},
+]
+"""Held for ever, and until the third of four fits. Names are those inside the policy: `lm.model...`."""
 
 CASES = {
     **{f"fp32 zero{s}": case(s) for s in STAGES},
@@ -74,6 +81,15 @@ CASES = {
     "critic sequence": case(2, "sequence", terms="critic"),
     "critic recompute": case(3, terms="critic", gradient_checkpointing=True),
     "critic lora": case(0, terms="critic", lora={"rank": 4}),
+    **{f"keep {k} zero{s}": case(s, terms="nll", keep=k) for k in ("ewc", "l2") for s in STAGES},
+    **{f"keep kickstarting zero{s}": case(s, terms="nll", keep="kickstarting") for s in (0, 3)},
+    "keep top_k": case(0, terms="nll", keep="top_k"),
+    "keep ewc bf16": case(0, terms="nll", keep="ewc", dtype="bfloat16"),
+    **{
+        f"frozen {d} zero{s}": case(s, dtype=d, freeze=FREEZE, fits=4, deepspeed={}, lr=0.01)
+        for s in STAGES
+        for d in ("float32", "bfloat16")
+    },
     **{f"lora zero{s}": case(s, lora={"rank": 4}) for s in STAGES},
 }
 
@@ -99,7 +115,8 @@ def model_folder(tmp_path_factory):
 def results(request, model_folder, tmp_path_factory):
     """Results of every case at one world size, by name."""
     world, folder = request.param, tmp_path_factory.mktemp("learner")
-    cases = [{**c, "model": str(model_folder)} for c in CASES.values()]
+    more = {"model": str(model_folder), **kept_files(model_folder, folder)}
+    cases = [{**c, **more} for c in CASES.values()]
     (folder / "cases.json").write_text(json.dumps(cases))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -124,6 +141,25 @@ def results(request, model_folder, tmp_path_factory):
     outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)
     return world, dict(zip(CASES, torch.load(folder / "out.pt", weights_only=False), strict=True))
+
+
+def kept_files(model_folder, folder):
+    """A teacher that is not the student, and a Fisher whose anchor is not where the student is."""
+    model = LlamaForCausalLM.from_pretrained(model_folder)
+    weights = {n: p.detach() for n, p in model.named_parameters() if n != "lm_head.weight"}
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(p):
+        return torch.randn(p.shape, generator=generator)
+
+    fisher = {n: noise(p) ** 2 for n, p in weights.items()}
+    anchor = {n: p + 0.1 * noise(p) for n, p in weights.items()}
+    write_fisher(folder / "fisher.safetensors", Fisher(fisher, anchor, {}))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * noise(p))
+    model.save_pretrained(folder / "teacher")
+    return {"fisher": str(folder / "fisher.safetensors"), "teacher": str(folder / "teacher")}
 
 
 def reference(row):
@@ -362,3 +398,85 @@ def test_metrics_agree_between_stages(results):
         other = results[1][f"fp32 zero{stage}"]["metrics"][0]
         for key in ("loss/policy", "entropy", "mismatch/kl", "mismatch/max_logp_gap"):
             assert other[key] == pytest.approx(base[key], rel=1e-4), key
+
+
+# -- retention and frozen weights ----------------------------------------------------------------
+
+
+def nll_gradient(model_folder, c, teacher=None, top_k=0, coef=0.0):
+    """Of the mean -logp plus `coef KL(teacher || policy)` over decisions, float64, from whole logits."""
+    model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    rows = rows_of(c["seed"], c["rows"], 64)
+    total, tokens = 0.0, sum(len(r.ids) - r.prompt_len for r in rows)
+    for row in rows:
+        ids = torch.from_numpy(row.ids).long()[None]
+        logq = torch.log_softmax(model(ids).logits[0, :-1], -1)[row.prompt_len - 1 :]
+        total = total - logq.gather(1, ids[0, row.prompt_len :, None]).sum() / tokens
+        if teacher is None:
+            continue
+        with torch.no_grad():
+            logp = torch.log_softmax(teacher(ids).logits[0, :-1], -1)[row.prompt_len - 1 :]
+        p, q = logp.exp(), logq.exp()
+        if top_k:
+            top = logp.topk(top_k).indices
+            p, q = p.gather(1, top), q.gather(1, top)
+            p, q = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (p, q))
+        total = total + coef * (p * (p / q).log()).sum() / tokens
+    total.backward()
+    return {n: p.grad for n, p in model.named_parameters() if n != "lm_head.weight"}
+
+
+KEPT = [n for n in CASES if n.startswith("keep") and "bf16" not in n]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_retention_adds_is_its_gradient_at_every_stage(results, model_folder, tmp_path, name):
+    c, result = CASES[name], results[1][name]
+    files = kept_files(model_folder, tmp_path)
+    weights = {n: result["before"][n].double() for n in result["before"]}
+    if c["keep"] in ("ewc", "l2"):
+        expected = nll_gradient(model_folder, c)
+        if c["keep"] == "ewc":
+            held = read_fisher(files["fisher"])
+            pulls = {n: 1.4 * f.double() * (weights[n] - held.anchor[n].double())
+                     for n, f in held.fisher.items()}  # fmt: skip
+            value = sum(
+                float((f.double() * (weights[n] - held.anchor[n].double()) ** 2).sum())
+                for n, f in held.fisher.items()
+            )
+            assert max(float(p.abs().max()) for p in pulls.values()) > 0.1
+            expected = {n: g + pulls[n] for n, g in expected.items()}
+            assert result["metrics"][0]["loss/ewc"] == pytest.approx(value, rel=1e-4)
+        else:
+            assert result["metrics"][0]["loss/l2"] == 0, "at the start there is no distance"
+    else:
+        teacher = LlamaForCausalLM.from_pretrained(files["teacher"], dtype=torch.float64)
+        expected = nll_gradient(model_folder, c, teacher, 5 if c["keep"] == "top_k" else 0, 0.4)
+        assert result["metrics"][0]["loss/kickstarting"] > 0
+    assert relative_error(result, expected) < 1e-4
+
+
+def test_the_pull_in_bfloat16_is_that_of_its_float32_copy(results, model_folder):
+    plain, kept = results[1]["keep ewc zero0"], results[1]["keep ewc bf16"]
+    expected = {
+        n: plain["before"][n].double() - plain["after"][n].double() for n in plain["before"]
+    }
+    assert relative_error(kept, expected) < 0.08
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("frozen")])
+def test_frozen_weights_are_bit_identical_until_they_are_thawed(results, name):
+    result = results[1][name]
+    for tensor, before in result["before"].items():
+        after, held = result["after"][tensor], [s[tensor] for s in result["snapshots"]]
+        if "embed_tokens" in tensor:
+            assert torch.equal(before, after), tensor
+        elif "layers.0." in tensor or "layers.1.mlp" in tensor:
+            assert torch.equal(before, held[2]), f"{tensor} moved in the first two fits"
+            assert not torch.equal(before, held[3]), f"{tensor} is still held in the third"
+            # As of a weight that takes its first step with Adam: by the learning rate.
+            moved = float((held[3].float() - before.float()).abs().max())
+            rounding = 0.008 if before.dtype == torch.bfloat16 else 1e-4  # of weights near 1
+            assert moved == pytest.approx(0.01, abs=rounding), tensor
+        else:
+            assert not torch.equal(before, after), tensor

@@ -15,7 +15,7 @@ from small_runs import metrics, weights
 
 from rlft.cluster.fleet import Fleet
 from rlft.config import parse_config
-from rlft.errors import ConfigError, EpisodesFailed
+from rlft.errors import CheckpointError, ConfigError, EpisodesFailed
 from rlft.evaluate import find_subject
 from rlft.evaluate_acting import evaluate_acting
 from rlft.train import train
@@ -60,8 +60,22 @@ def uninterrupted(tmp_path_factory, ray_cluster):
     return folder
 
 
-def test_two_steps_and_two_resumed_are_four_in_the_middle_of_episodes(uninterrupted, tmp_path):
-    run(tmp_path / "halves", **SEGMENTS, steps=2)
+def test_the_first_held_out_episodes_are_filmed_for_the_report(uninterrupted):
+    films = sorted(path.name for path in (uninterrupted / "films").iterdir())
+    assert films == [f"step_000004.{number}.gif" for number in range(3)]
+    page = (uninterrupted / "report.html").read_text()
+    assert page.count("data:image/gif;base64,") == 3
+    assert "Where episodes went, evaluation after step 4" in page
+
+
+def test_a_budget_for_two_steps_and_two_resumed_are_four_in_the_middle_of_episodes(
+    uninterrupted, tmp_path
+):
+    two = {**SEGMENTS, "budget": {"env/steps": 2 * 6 * 16}}
+    run(tmp_path / "halves", **two)
+    assert [row["step"] for row in metrics(tmp_path / "halves")] == [1, 2]
+    with pytest.raises(CheckpointError, match=r"raise budget.env/steps to train further"):
+        run(tmp_path / "halves", resume=True, **two)
     run(tmp_path / "halves", resume=True, **SEGMENTS)
     assert_same(uninterrupted, tmp_path / "halves", 4)
 

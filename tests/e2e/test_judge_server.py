@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from judge_model import save_judge
@@ -21,6 +22,7 @@ from rlft.types import Attempt, Task
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 TASK = Task("1", "What is 2+3?", target="five")
+PROMPT = {"role": "user", "content": "What is 2+3?"}
 KEY = "RLFT_TEST_JUDGE_KEY"
 
 
@@ -79,12 +81,11 @@ def outcomes(url, texts, **args):
     judge = {"url": url, "model": "tiny-judge", "max_tokens": 8, "timeout": 60.0, **args}
     rewards = Rewards(fns=[{"fn": "judge", "args": judge}], timeout=100, env=[KEY])
     scorer = Scorer(rewards, ["."], 120)
-    asked = {"role": "user", "content": "What is 2+3?"}
     try:
         calls = []
         for text in texts:
             said = ({"role": "assistant", "content": text},)
-            calls.append(pickle.dumps((Attempt("a", "policy", text, (asked, *said)), TASK)))
+            calls.append(pickle.dumps((Attempt("a", "policy", text, (PROMPT, *said)), TASK)))
         return scorer.score(calls).outcomes
     finally:
         scorer.close()
@@ -103,3 +104,36 @@ def test_a_judge_served_by_vllm(served, monkeypatch):
     assert refused.kind == "error" and refused.reward is None and "401" in refused.reason
     [unknown] = outcomes(served, ["five"], key_env=KEY, model="another")
     assert unknown.kind == "error" and "404" in unknown.reason and "another" in unknown.reason
+
+
+def test_a_judge_whose_server_the_run_starts_and_ends(tmp_path):
+    save_judge(tmp_path / "model")
+    args = {"path": str(tmp_path / "model"), "max_tokens": 8, "timeout": 60.0}
+    args["server_args"] = ["--dtype", "float32", "--max-model-len", "1024"]
+    rewards = Rewards(fns=[{"fn": "served_judge", "args": args}], timeout=100)
+    scorer = Scorer(rewards, ["."], 300)
+    said = ({"role": "assistant", "content": "five"},)
+    call = pickle.dumps((Attempt("a", "policy", "five", (PROMPT, *said)), TASK))
+    try:
+        [scored] = scorer.score([call]).outcomes
+        assert (scored.kind, scored.reward) == ("value", 0.7), scored.reason
+        # A server that ends is started again, and asked again.
+        servers = serving(tmp_path / "model")
+        assert len(servers) == 1
+        os.kill(servers[0], signal.SIGKILL)
+        again = scorer.score([call, call])
+        assert "value" in {o.kind for o in again.outcomes} and again.restarts == 1
+    finally:
+        scorer.close()
+    assert serving(tmp_path / "model") == []
+
+
+def serving(model):
+    """Process ids of vLLM servers of `model`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if str(model).encode() in words and b"--port" in words:
+                found.append(int(folder.name))
+    return found

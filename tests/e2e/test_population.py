@@ -1,5 +1,7 @@
 """Evolution strategies and MeZO as runs with actors: engines, losses of actors, resuming."""
 
+import json
+
 import pytest
 import torch
 from small_runs import metrics, run, weights
@@ -89,24 +91,37 @@ def test_members_whose_reward_fails_are_asked_again_and_left_out(tmp_path, tiny_
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "algo",
+    "algo, lora",
     [
-        {"name": "es", "population": 4, "sigma": 0.3, "lr": 0.1, "rank": 1, "antithetic": True},
-        {"name": "mezo", "objective": "reward", "eps": 0.05, "lr": 1e-3},
+        ({"population": 4, "sigma": 0.3, "lr": 0.1, "rank": 1, "antithetic": True}, None),
+        ({"name": "mezo", "objective": "reward", "eps": 0.05, "lr": 1e-3}, None),
+        ({"name": "mezo", "objective": "reward", "eps": 0.3, "lr": 1e-2}, {"rank": 4}),
     ],
-    ids=["low rank", "mezo on rewards"],
+    ids=["low rank", "mezo on rewards", "mezo on rewards, adapter"],
 )
-def test_other_ways_take_their_steps(tmp_path, tiny_model, algo):
-    rows, _ = small(tmp_path / "run", tiny_model, algo=algo)
+def test_other_ways_take_their_steps(tmp_path, tiny_model, algo, lora):
+    algo = {"name": "es", **algo}
+    rows, _ = small(tmp_path / "run", tiny_model, algo=algo, model__lora=lora)
     assert rows[-1]["version"] == sum(r["es/flat"] == 0 for r in rows) >= 1
     assert all(r["update_norm"] > 0 and r["distance"] > 0 for r in rows if r["es/flat"] == 0)
 
 
 @pytest.mark.long
-def test_vllm_engines_take_streamed_weights(tmp_path, tiny_model):
-    """Perturbed weights stream through a reload; greedy answers are the transformers engine's."""
-    keys = {"algo": {**ES, "rank": 0}, "eval__at_end": True, "deadlines__start": 300}
-    ours = small(tmp_path / "a", tiny_model, sampler__engine="vllm", **keys)
+@pytest.mark.parametrize("adapters", [False, True], ids=["streamed weights", "adapters"])
+def test_members_on_vllm_answer_as_on_transformers(tmp_path, tiny_model, adapters):
+    """Perturbed weights stream through a reload, or members are vLLM's adapters, three slots for six."""
+    keys = {"algo": {**ES, "rank": 2 * adapters}, "eval__at_end": True, "deadlines__start": 300}
+    slots = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 3, "max_cpu_loras": 3}
+    built = {"sampler__engine_args": slots} if adapters else {}
+    ours = small(tmp_path / "a", tiny_model, sampler__engine="vllm", **built, **keys)
     theirs = small(tmp_path / "b", tiny_model, **keys)
     assert [r["reward/mean"] for r in ours[0]] == [r["reward/mean"] for r in theirs[0]]
     assert all(torch.equal(ours[1][n], theirs[1][n]) for n in ours[1])
+    assert any(not r["es/flat"] for r in ours[0]), "members differ"
+    perturbing = [r["time/perturb_s"] for r in raw(tmp_path / "a")]
+    assert all((s == 0) == adapters for s in perturbing), "with adapters, no weights are reloaded"
+
+
+def raw(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -83,3 +83,11 @@ def test_es_balances_the_pole():  # I13
     found = train("CartPole-v1", algo, hidden=0, generations=12, episodes=2, seed=0)
     assert found["before"] < 15
     assert found["after"] > 150
+
+
+@pytest.mark.long
+def test_es_finds_a_goal_that_is_seldom_met():
+    algo = ES(16, 1.0, 1.0, antithetic=True, greedy=False)
+    found = train("MiniGrid-Empty-5x5-v0", algo, hidden=0, generations=30, episodes=4, seed=0)
+    assert found["before"] == 0
+    assert found["after"] > 0.8

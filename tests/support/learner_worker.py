@@ -7,6 +7,7 @@ which is the gradient, plus the report. A script of its own because a process ha
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from rlft.credit.decision import GAE
 from rlft.learning.critic import Critic
 from rlft.learning.fit import FitJob, run_fit
 from rlft.learning.learner import Learner
+from rlft.learning.retained import retained_writing
 from rlft.losses import GSPO, ClippedSurrogate, KLToReference, NegativeLogLikelihood
 from rlft.losses.corrected import Corrected
 from rlft.losses.critic import ValueLoss
@@ -25,6 +27,7 @@ from rlft.losses.preference import dpo, ipo
 from rlft.policy.lm import load_lm
 from rlft.policy.reward_model import load_reward_model
 from rlft.policy.value import load_value
+from rlft.retention.term import retention_of
 from rlft.types import Row, Term
 
 TERMS = {
@@ -45,6 +48,22 @@ TERMS = {
 CREDIT = GAE(gamma=0.9, lam=0.8, kl_coef=0.1)
 STEPS = {2: ((0, 0.7),), 5: ((1, -0.4), (3, 0.9))}
 """Rewards beside the last decision of rows 2 and 5, at decisions that they have."""
+
+
+RETENTION = {"ewc": [{"name": "ewc", "coef": 0.7, "path": "unread.jsonl"}],
+             "l2": [{"name": "l2", "coef": 0.3}],
+             "kickstarting": [{"name": "kickstarting", "coef": 0.4}],
+             "top_k": [{"name": "kickstarting", "coef": 0.4, "top_k": 5}]}  # fmt: skip
+"""What a case keeps: `terms: nll` and one of these. EWC reads `case["fisher"]`, whose anchor is not where
+the weights are; the teacher is `case["teacher"]`."""
+
+
+def kept(case: dict) -> list[dict]:
+    """The retention terms of a case, their paths filled in."""
+    [term] = RETENTION[case["keep"]]
+    if case["keep"] == "ewc":
+        return [{"name": "ewc", "coef": term["coef"], "fisher": case["fisher"]}]
+    return [{**term, "teacher": case["teacher"]}] if term["name"] == "kickstarting" else [term]
 
 
 def critic_of(case: dict, cfg) -> Critic | None:
@@ -115,7 +134,9 @@ def run_case(case: dict, rank: int, world: int) -> dict:
             "zero_stage": case["stage"],
             "max_grad_norm": case.get("clip", 0),
             "deepspeed": case.get("deepspeed", {}),
+            "freeze": case.get("freeze", []),
         },
+        "retention": kept(case) if "keep" in case else [],
     }
     cfg = parse_config(tree, "case")
     recompute = case.get("gradient_checkpointing", False)
@@ -127,6 +148,8 @@ def run_case(case: dict, rank: int, world: int) -> dict:
             case["model"], case["dtype"], lora=cfg.model.lora, gradient_checkpointing=recompute
         )
     learner = Learner(cfg, policy)
+    retained = retained_writing(cfg, learner)
+    term_list = TERMS[case["terms"]]() + tuple(r.term() for r in retention_of(cfg))
     critic = critic_of(case, cfg)
     before = {name: tensor.clone() for name, tensor in learner.full_tensors()}
     critic_before = critic_tensors(critic)
@@ -141,7 +164,7 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         adv = np.concatenate([half, -half, np.zeros(len(rows) - 2 * count, np.float32)])
     if case["terms"] == "poison":
         adv[0] = 99.0
-    terms = TERMS[case["terms"]]()
+    terms = term_list
     job = FitJob(
         updates=updates,
         adv=adv,
@@ -164,15 +187,25 @@ def run_case(case: dict, rank: int, world: int) -> dict:
             return -3.0 - 0.01 * inputs.position
 
     mine = {i: rows[i] for u in updates for m in u.ranks[rank] for i in m}
-    reports = [
-        run_fit(
-            *(learner, job, rank, mine), pad_id=0, reference=reference, critic=critic, steps=STEPS
+    reports, snapshots = [], []
+    for number in range(case.get("fits", 1)):
+        if cfg.learner.freeze:
+            snapshots.append({n: tensor.clone() for n, tensor in learner.full_tensors()})
+        job = replace(job, step=number, taken=number)
+        reports.append(
+            run_fit(
+                *(learner, job, rank, mine),
+                pad_id=0,
+                reference=reference,
+                critic=critic,
+                steps=STEPS,
+                retained=retained,
+            )
         )
-        for _ in range(case.get("fits", 1))
-    ]
     after = dict(learner.full_tensors())
     return {
         "before": before,
+        "snapshots": snapshots,
         "after": after,
         "critic_before": critic_before,
         "critic_after": critic_tensors(critic),

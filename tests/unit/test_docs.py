@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from rlft import registry
-from rlft.config import Config, Reward, load_config, parse_config
+from rlft.config import Config, Freeze, Reward, load_config, parse_config
 from rlft.schedule import Schedule
 from rlft.yaml_tree import Loader
 
@@ -184,7 +184,9 @@ def sections(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
             found[key] = ... if field.is_required() else field.get_default()
         for section in inner:
             if section is not Schedule:
-                found |= sections(section, f"{key}[]." if section is Reward else f"{key}.")
+                found |= sections(
+                    section, f"{key}[]." if section in (Reward, Freeze) else f"{key}."
+                )
     return found
 
 
@@ -215,7 +217,7 @@ def test_every_key_of_a_schedule_is_documented():
     assert_documented(sections(Schedule), table("## Schedules"))
 
 
-@pytest.mark.parametrize("kind", ["algo", "env"])
+@pytest.mark.parametrize("kind", ["algo", "env", "retention", "probe"])
 def test_every_key_of_the_built_in_plug_ins_is_documented(kind):
     for name in registry.short_names(kind):
         fields = dataclasses.fields(registry.resolve(kind, name))
@@ -240,6 +242,7 @@ def test_commands_name_configurations_that_parse(in_root):
 # -- metrics -------------------------------------------------------------------------------------
 
 SOURCES = (
+    "rlft/loop.py",
     "rlft/run.py",
     "rlft/run_text.py",
     "rlft/run_control.py",
@@ -299,7 +302,7 @@ def _text(key: ast.expr | None) -> str | None:
 
 
 SAMPLE_KEYS = {
-    *("traces", "seed", "end", "turns"),
+    *("traces", "seed", "end", "facts", "turns"),
     *(
         "kind",
         "id",

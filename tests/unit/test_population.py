@@ -29,7 +29,7 @@ PROMPTS = [(5, 6, 7), (8, 9, 10, 11), (4, 5)]
 
 
 def config(model, **changes):
-    return parse_config(tree(model, algo={"name": "es"}, **changes), "small")
+    return parse_config(tree(model, **{"algo": {"name": "es"}, **changes}), "small")
 
 
 @pytest.fixture
@@ -120,28 +120,6 @@ def test_the_output_head_is_never_copied_once_a_row(tiny_model):
     assert seen and all(
         stride[0] == shape[1] * shape[2] and stride[1] == shape[2] for shape, stride in seen
     )
-
-
-@pytest.mark.parametrize("capacity", [9, 64])
-def test_reserved_room_holds_what_a_growing_cache_holds(tiny_model, capacity):
-    from transformers import AutoConfig, DynamicCache
-
-    from rlft.sampling.cache import cache_for
-
-    config = AutoConfig.from_pretrained(str(tiny_model))
-    roomy, growing = cache_for(config, capacity), DynamicCache(config=config)
-    for length, keep in ((5, None), (1, [0, 2]), (1, None), (2, [1])):
-        rows = 3 if roomy.get_seq_length() in (0, 5) else 2
-        new = torch.randn(rows, 2, length, 4), torch.randn(rows, 2, length, 4)
-        for layer in range(len(growing.layers)):
-            for got, expected in zip(
-                roomy.update(*new, layer), growing.update(*new, layer), strict=True
-            ):
-                assert torch.equal(got, expected)
-        if keep:
-            for cache in (roomy, growing):
-                cache.batch_select_indices(torch.tensor(keep))
-    assert roomy.get_seq_length() == growing.get_seq_length() == 9
 
 
 def test_only_linear_maps_are_matrices(tiny_model):
@@ -293,6 +271,39 @@ def test_with_lora_the_adapter_alone_moves_and_is_merged(tiny_model):
         logp = torch.log_softmax(merged(torch.tensor([ids])).logits[0, :-1], -1)
     expected = logp.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1).numpy()
     assert np.abs(made.canary(ids) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("by_seeds", [False, True], ids=["weights", "seeds"])
+def test_with_lora_members_are_perturbed_in_the_adapter(tiny_model, by_seeds):
+    cfg = config(tiny_model, model__lora={"rank": 2, "alpha": 6})
+    rank = NoiseRank("learner 0", cfg, tiny_model)
+    rank.connect(("127.0.0.1", 0))
+    sampler = PopulationSampler("sampler 0", cfg, tiny_model)
+    sampler.start()
+    start = sent(rank, 0)
+    sampler.load(start, start.source)
+    rank.add_noise(NoiseStep(pack([Noise(1, 0.2)]), Drawing(), by_seeds=by_seeds))
+    update = sent(rank, 1)
+    assert update.kind == ("noise" if by_seeds else "full")
+    sampler.load(update, update.source)
+    pristine = engine_hashes(sampler)
+    assert pristine == {n: fingerprint(n, t).hash for n, t in rank._whole()}
+
+    member, asks = Noise(5, 0.3), [Ask(p, (0,)) for p in PROMPTS]
+    _, rows = sampler.population([member], Drawing(), asks, SAMPLING)
+    base = plain(tiny_model)
+    weights = dict(base.named_parameters())
+    moved = {n: m + 0.3 * noise(5, n, m.shape, Drawing()) for n, m in rank._master.items()}
+    with torch.no_grad():
+        for name in linear_weights(tiny_model):
+            down, up = (
+                moved[name.replace(".weight", f".lora_{side}.default.weight")] for side in "AB"
+            )
+            weights[name] += 3.0 * up @ down
+    assert [r.ids[r.prompt_len :].tolist() for r in rows] == [greedy(base, p) for p in PROMPTS]
+    assert engine_hashes(sampler) != pristine
+    sampler.score([3, 4, 5])
+    assert engine_hashes(sampler) == pristine
 
 
 # -- the algorithm ---------------------------------------------------------------------------------
@@ -478,7 +489,7 @@ def test_keys_that_cannot_work_are_refused(keys, said):
     "changes, said",
     [
         ({"learner__num": 2}, "one master: set learner.num=1"),
-        ({"model__lora": {"rank": 2}}, "leave model.lora out"),
+        ({"model__lora": {"rank": 2}, "algo": {"name": "es", "rank": 1}}, "set algo.rank=0"),
         ({"rewards__on_error": "refill"}, "set rewards.on_error=shrink"),
         ({"sampler__gpus": 1}, "depends on the type of device"),
         ({"record__bundles": [1]}, "cannot be replayed"),

@@ -1,0 +1,208 @@
+"""Games of the NetHack Learning Dataset (arXiv 2211.00539), through NLE's own loader.
+
+NLD keeps terminal recordings, key presses and scores. What they do not hold is read from the screen: the
+bottom-line statistics from its last two lines (the number of the dungeon, the alignment and a monster's
+level are unknown, and 0), the hero's place from the cursor. Two faults of the data are worked around.
+NLE's loader marks borders of games wrongly (`done`), so a game is read by itself, and a border within its
+file is where the turn counter falls or the clock goes back or jumps. And a recording may begin with keys
+that were pressed before the first observation; they are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlft.demonstrations import Demonstration
+from rlft.errors import DataError
+
+_PAUSE_US = 3_600_000_000
+"""A clock that jumps by more than an hour is another game's."""
+_CHUNK = 5_000
+_TOP = re.compile(
+    r"St:(?P<st>\d+)(?:/(?P<more>\d+|\*\*))? Dx:(\d+) Co:(\d+) In:(\d+) Wi:(\d+) Ch:(\d+)"
+    r".*?(?:S:(\d+))?\s*$"
+)
+_LOW = re.compile(
+    r"Dlvl:(-?\d+)\s+\S:(\d+)\s+HP:(-?\d+)\((\d+)\)\s+Pw:(-?\d+)\((\d+)\)\s+AC:(-?\d+)\s+"
+    r"(?:Xp|Exp):(\d+)(?:/(\d+))?(?:\s+T:(\d+))?"
+)
+_HUNGER = ("Satiated", "", "Hungry", "Weak", "Fainting", "Fainted", "Starved")
+_CAPACITY = ("", "Burdened", "Stressed", "Strained", "Overtaxed", "Overloaded")
+_CONDITIONS = (
+    *("Stone", "Slime", "Strngl", "FoodPois", "TermIll", "Blind", "Deaf", "Stun", "Conf", "Hallu"),
+    *("Lev", "Fly", "Ride"),
+)
+
+
+def open_nld(spec: str, keys: Sequence[int]) -> NLD:
+    """The data set of `FILE.db:NAME`. Raises DataError: no such file, no data base of nle.dataset, no such
+    data set, or recordings that it names and that are not there."""
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not name:
+        raise DataError(f"nld:{spec}: expected nld:FILE.db:NAME")
+    if not path.is_file():
+        raise DataError(
+            f"{path} is no file; expected a data base that nle.dataset made (nle.dataset.db.create, then "
+            f"add_nledata_directory or add_altorg_directory)"
+        )
+    from nle import dataset
+
+    try:
+        with dataset.db.db(filename=str(path)) as conn:
+            known = [row[0] for row in conn.execute("SELECT dataset_name FROM roots")]
+        if name not in known:
+            raise DataError(f"{path} has no data set {name!r}; it has {', '.join(known) or 'none'}")
+        data = dataset.TtyrecDataset(name, batch_size=1, dbfilename=str(path), shuffle=False)
+    except sqlite3.Error as error:
+        raise DataError(f"{path} is no data base of nle.dataset: {error}") from error
+    root = Path(data._rootpath)
+    missing = [
+        str(root / part)
+        for game in data._gameids
+        for part in data.get_paths(game)
+        if not (root / part).is_file()
+    ]
+    if missing or not data._gameids:
+        raise DataError(
+            f"{path}, data set {name!r}: {len(missing)} recordings are missing, the first {missing[:1]}; "
+            f"its root is {root} (nle.dataset.db.set_root changes it)"
+        )
+    if data._ttyrec_version < 2:
+        raise DataError(f"{path}, data set {name!r} has no key presses: nothing to imitate")
+    return NLD(data, keys)
+
+
+class NLD:
+    """The games of a data set. kept: how many stay unpacked, about 4 kB a step each."""
+
+    def __init__(self, data: Any, keys: Sequence[int], kept: int = 16) -> None:
+        self._data, self._num_actions = data, len(keys)
+        # Of actions that press the same key the last counts, as everywhere here.
+        self._action = np.full(256, -1, np.int64)
+        self._action[np.asarray(keys)] = np.arange(len(keys))
+        self.names = [str(game) for game in data._gameids]
+        self._lengths: dict[int, int] = {}
+        self._game = functools.lru_cache(maxsize=kept)(self._unpacked)
+
+    def steps(self, game: int) -> int:
+        if game not in self._lengths:
+            self._lengths[game] = len(self._game(game))
+        return self._lengths[game]
+
+    def read(self, game: int, first: int, last: int) -> Demonstration:
+        """See `Recordings.read`."""
+        whole, cut = self._game(game), slice(first, last)
+        assert isinstance(whole.observations, dict)
+        seen = {name: array[cut] for name, array in whole.observations.items()}
+        return Demonstration(
+            seen, whole.actions[cut], whole.rewards[cut], terminated=last >= len(whole)
+        )
+
+    def summary(self) -> str:
+        return f"{len(self.names):,} games of NLD"
+
+    def _unpacked(self, game: int) -> Demonstration:
+        number = self._data._gameids[game]
+        parts = self._data.get_ttyrec(number, chunk_size=_CHUNK)
+        joined = {key: np.concatenate([p[key][0] for p in parts]) for key in parts[0]}
+        joined = {key: array[joined["gameids"] == number] for key, array in joined.items()}
+        stats, known = statistics(joined["tty_chars"], joined["tty_cursor"])
+        if not known.any():
+            raise DataError(f"game {number} of NLD never shows its status lines")
+        begin = int(np.argmax(known))
+        joined = {key: array[begin:] for key, array in joined.items()}
+        stats = stats[begin:]
+        upto = first_border(joined["timestamps"], stats[:, 20])
+        actions = self._action[joined["keypresses"][:upto]]
+        if (actions < 0).any():
+            key = int(joined["keypresses"][int(np.argmax(actions < 0))])
+            raise DataError(
+                f"game {number} of NLD presses the key {key}, which is none of the environment's "
+                f"{self._num_actions} actions; set env.actions: full"
+            )
+        score = joined["scores"][:upto] if "scores" in joined else stats[:upto, 9]
+        reward = np.diff(score.astype(np.float32), append=score[-1:].astype(np.float32))
+        seen = {
+            "tty_chars": joined["tty_chars"][:upto],
+            "tty_colors": joined["tty_colors"][:upto],
+            "tty_cursor": joined["tty_cursor"][:upto].astype(np.uint8),
+            "blstats": stats[:upto],
+            "prev_action": np.concatenate([[self._num_actions], actions[:-1]]),
+        }
+        return Demonstration(seen, actions, reward)
+
+
+def first_border(timestamps: np.ndarray, turns: np.ndarray) -> int:
+    """How many frames belong to the first game: until the turn counter falls from above 1, or the clock
+    (microseconds) goes back or jumps by more than an hour."""
+    step = np.diff(timestamps)
+    fell = (np.diff(turns) < 0) & (turns[1:] > 0)
+    border = np.flatnonzero((step < 0) | (step > _PAUSE_US) | fell)
+    return int(border[0]) + 1 if len(border) else len(timestamps)
+
+
+def statistics(chars: np.ndarray, cursor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """NLE's bottom-line statistics int32 `[T, 27]` as far as the last two lines of screens `[T, 24, 80]`
+    say them, and bool `[T]`, whether they had been shown by then. While a menu covers them they stay."""
+    found = np.zeros((len(chars), 27), np.int32)
+    known = np.zeros(len(chars), bool)
+    now, shown, before = np.zeros(27, np.int32), False, b""
+    for t, screen in enumerate(chars):
+        lines = screen[22:24].tobytes()
+        if lines != before:
+            before = lines
+            read = _read(lines[:80].decode("latin-1"), lines[80:].decode("latin-1"))
+            if read is not None:
+                now, shown = read, True
+        found[t], known[t] = now, shown
+    found[:, :2] = _places(chars, cursor)
+    return found, known
+
+
+def _places(chars: np.ndarray, cursor: np.ndarray) -> np.ndarray:
+    """The hero's (x, y) on the map, int32 `[T, 2]`: the cursor's where an @ is under it, which is then the
+    hero, and else the last such place."""
+    row, column = np.minimum(cursor, (23, 79)).astype(np.int64).T
+    times = np.arange(len(chars))
+    there = (chars[times, row, column] == ord("@")) & (row > 0) & (row < 22)
+    last = np.maximum.accumulate(np.where(there, times, -1))
+    at = np.where(last < 0, np.argmax(there), last)  # before the first, the first
+    return np.stack([column[at], np.maximum(row[at] - 1, 0)], -1).astype(np.int32)
+
+
+def _read(top: str, low: str) -> np.ndarray | None:
+    above, below = _TOP.search(top), _LOW.search(low)
+    if above is None or below is None:
+        return None
+    x = np.zeros(27, np.int32)
+    strength = int(above["st"])
+    if above["more"]:
+        strength = 118 if above["more"] == "**" else 18 + int(above["more"])
+    elif strength > 18:
+        strength += 100
+    x[2] = strength
+    x[3] = (
+        strength if strength <= 18 else 19 + strength // 50 if strength <= 121 else strength - 100
+    )
+    _, _, *rest = above.groups()
+    x[4:9] = [int(n) for n in rest[:5]]
+    x[9] = int(rest[5] or 0)
+    depth, gold, hp, most_hp, power, most_power, armour, level, points, turn = (
+        int(n or 0) for n in below.groups()
+    )
+    x[10:17] = hp, most_hp, depth, gold, power, most_power, armour
+    x[18:21] = level, points, turn
+    words = low[below.end() :].split()
+    x[21] = next((i for i, word in enumerate(_HUNGER) if word in words), 1)
+    x[22] = next((i for i, word in enumerate(_CAPACITY) if word in words), 0)
+    x[24] = depth
+    x[25] = sum(1 << i for i, word in enumerate(_CONDITIONS) if word in words)
+    return x

@@ -1,0 +1,63 @@
+"""Two rooms of MiniGrid, one after the other, that ask for opposite things of the same sight.
+
+CLOSE, where episodes begin: a room with a blue floor. Its green square is a trap that ends the episode with
+nothing; the way out is an opening in the wall, worth 0.3, which closes behind the agent. FAR: a bare room
+with lava, whose green square is the goal, worth `0.7 (1 - t / 2H)` after t of H actions. So a policy that
+knows FAR alone walks into the trap, and what it learns in CLOSE (keep off the green square) is wrong in
+FAR: the state coverage gap of arXiv 2402.02868, in the shape of its AppleRetrieval.
+
+It needs the package minigrid, whose partial 7 x 7 view is observed as uint8 `[147]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from rlft.errors import ConfigError
+from rlft.starts import Starts, held_out_starts, training_starts
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """start: `close`, or `far`: in a free cell of FAR, the opening closed; room: width and height of each
+    room; lava: cells of it in FAR; max_steps: H; train_size, held_out_size: levels of each part; seed:
+    picks them, not the run's seed.
+
+    Traces: stage, 0 in CLOSE, 1 in FAR, 2 at the goal; position and room."""
+
+    start: Literal["close", "far"] = "close"
+    room: Annotated[int, Field(ge=3, le=9)] = 5
+    lava: Annotated[int, Field(ge=0, le=8)] = 3
+    max_steps: Annotated[int, Field(ge=2)] = 60
+    train_size: int = 1_000_000
+    held_out_size: int = 200
+    seed: int = 0
+
+    traces = ("stage", "position", "room")
+    snapshots = "copy"
+    solved_above = None
+    id = "two_stage"
+
+    def train(self) -> Starts:
+        """Levels to train on."""
+        return training_starts(self.train_size, self.seed)
+
+    def held_out(self) -> Starts:
+        """Levels to evaluate on."""
+        return held_out_starts(self.held_out_size, self.seed)
+
+    def make(self) -> gymnasium.Env:
+        """One environment with three actions: left, right, forward. Raises ConfigError: no minigrid."""
+        try:
+            from envs.minigrid.stages import staged
+        except ImportError as error:
+            raise ConfigError(
+                "env two_stage needs the package minigrid: pip install 'rlft[minigrid]'"
+            ) from error
+        return staged(self.start == "far", self.room, self.lava, self.max_steps)

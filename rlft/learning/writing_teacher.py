@@ -1,0 +1,31 @@
+"""A frozen language model that a learner is kept near: its hidden states on the sampled positions.
+
+A copy of its own in every rank, in the model's dtype, in eval mode.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlft.batch import Inputs
+from rlft.config import Config
+from rlft.policy.distil import Taught
+from rlft.policy.lm import load_lm
+
+
+class WritingTeacher:
+    """term: `Kickstarting`, its teacher filled in."""
+
+    def __init__(self, term: Any, cfg: Config, learner: Any) -> None:
+        self._top_k = term.top_k
+        self.policy = load_lm(Path(term.teacher), cfg.model.dtype)
+        self.policy.to(learner.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def taught(self, inputs: Inputs) -> Taught:
+        """Its hidden states on the decisions of a micro-batch."""
+        hidden, *_ = self.policy.read(inputs.ids, inputs.position, inputs.mask, inputs.packing)
+        return Taught(hidden, self.policy.causal_lm().lm_head.weight, self._top_k)

@@ -1,0 +1,102 @@
+"""The report's part on forgetting: what the probes of a run say, as curves and as a table. Pure.
+
+The table's last column is the backward transfer of each number, its end less its start. Forward transfer
+needs a run from scratch beside it: `rlft forgetting RUN --scratch RUN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlft.errors import ConfigError, did_you_mean
+from rlft.record.charts import Chart, drawn
+from rlft.record.metrics import JsonLines
+from rlft.record.transfer import area, backward_transfer, forward_transfer
+
+Row = Mapping[str, Any]
+
+
+def probe_charts(rows: Sequence[Row]) -> list[Chart]:
+    """One chart a probe."""
+    return [
+        drawn(f"Probe: {probe}", "of the policy after so many steps", names, rows)
+        for probe, names in _by_probe(rows).items()
+    ]
+
+
+def forgetting_html(rows: Sequence[Row]) -> Iterator[str]:
+    """The table, and which probes failed."""
+    if not rows:
+        return
+    yield "<h2>Forgetting</h2>"
+    yield '<table class="numbers"><tr><th>number</th><th>start</th><th>least</th><th>largest</th>'
+    yield "<th>end</th><th>change</th></tr>"
+    for names in _by_probe(rows).values():
+        for name in names:
+            y = curve(rows, name)[1]
+            cells = (y[0], y.min(), y.max(), y[-1])
+            shown = "".join(f"<td>{x:.3f}</td>" for x in cells)
+            yield f"<tr><td>{escape(name)}</td>{shown}"
+            yield f"<td>{backward_transfer(float(y[0]), float(y[-1])):+.3f}</td></tr>"
+    yield "</table>"
+    for row in rows:
+        if "failed" in row:
+            yield f'<p class="note">step {row["step"]} failed: {escape(str(row["failed"]))}</p>'
+
+
+def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a number. A `stage_k` that no episode reached is 0; other gaps are left out."""
+    stage = name.rpartition("/")[2].startswith("stage_")
+    points = [
+        (row["step"], float(row.get(name, 0.0) if stage else row[name]))
+        for row in rows
+        if "failed" not in row and (stage or isinstance(row.get(name), int | float))
+    ]
+    return np.array([p[0] for p in points]), np.array([p[1] for p in points])
+
+
+def lines(folder: Path, metric: str | None, scratch: Path | None) -> Iterator[str]:
+    """What `rlft forgetting` prints of a run. Raises ConfigError: no probes, or no such number."""
+    rows = _rows(folder)
+    names = [name for found in _by_probe(rows).values() for name in found]
+    yield f"{'':32}{'start':>10}{'least':>10}{'end':>10}{'backward':>10}"
+    for name in names:
+        y = curve(rows, name)[1]
+        yield f"{name:32}{y[0]:>10.3f}{y.min():>10.3f}{y[-1]:>10.3f}{y[-1] - y[0]:>+10.3f}"
+    if scratch is None:
+        return
+    if metric is None or metric not in names:
+        raise ConfigError(
+            f"--scratch needs --metric, a success in [0, 1] of the task; got {metric!r}."
+            f"{did_you_mean(str(metric), names)} There are: {', '.join(names)}"
+        )
+    ours, theirs = (area(*curve(r, metric)) for r in (rows, _rows(scratch)))
+    if not 0 <= min(ours, theirs) <= max(ours, theirs) <= 1:
+        raise ConfigError(f"{metric} is no success: its areas are {ours:.3f} and {theirs:.3f}")
+    gained = forward_transfer(ours, theirs)
+    yield f"forward transfer of {metric}: {gained:.3f} (area {ours:.3f}, from scratch {theirs:.3f})"
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    rows = JsonLines(folder / "probes.jsonl").rows()
+    if not rows:
+        raise ConfigError(
+            f"{folder} has no probes.jsonl with a row; name probes in the run's configuration, `probes.fns`"
+        )
+    return rows
+
+
+def _by_probe(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Names of numbers by probe, in order."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            probe, slash, _ = name.partition("/")
+            if slash and probe != "time" and isinstance(value, int | float):
+                found.setdefault(probe, set()).add(name)
+    return {probe: sorted(names) for probe, names in found.items()}

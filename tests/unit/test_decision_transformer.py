@@ -1,0 +1,169 @@
+"""A language model that reads episodes, and environments that say how much is still wanted."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from envs.conditioned import Conditioned
+from rlft.cloning import strips_of
+from rlft.demonstrations import Demonstration, write
+from rlft.errors import ConfigError
+from rlft.policy.actor_critic import as_tensors
+from rlft.policy.context import Context
+from rlft.policy.decision_transformer import DecisionTransformer
+from rlft.policy.observed import as_arrays
+
+MAZE = {"name": "minigrid", "id": "MiniGrid-Empty-5x5-v0", "max_steps": 12, "configurations": 2}
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    env = Conditioned(MAZE, 0.9).make()
+    torch.manual_seed(0)
+    net = DecisionTransformer(str(tiny_model), lora=4, steps=4, hidden=16)
+    return net(env.observation_space, env.action_space).eval()
+
+
+def episode(steps, seed=0, target=0.9):
+    """Observations `[T, ...]` and rewards of an episode with random actions."""
+    env = Conditioned(MAZE, target).make()
+    rng = np.random.default_rng(seed)
+    seen, actions, rewards = [env.reset(seed=seed)[0]], [], []
+    while len(seen) < steps:
+        action = int(rng.integers(3))
+        observation, reward, *ended, _ = env.step(action)
+        actions.append(action)
+        rewards.append(reward)
+        if any(ended[:2]):
+            break
+        seen.append(observation)
+    arrays = [as_arrays(o) for o in seen]
+    return {n: np.stack([a[n] for a in arrays]) for n in arrays[0]}, actions, rewards
+
+
+def test_the_wanted_return_falls_by_what_was_earned_and_the_action_before_is_seen():
+    class Inner:
+        action_space = spaces.Discrete(3)
+        observation_space = spaces.Box(0, 1, (2,), np.float32)
+
+    import gymnasium
+
+    class Bare(gymnasium.Env):
+        action_space, observation_space = Inner.action_space, Inner.observation_space
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.ones(2, np.float32), 0.25 * (action + 1), False, False, {}
+
+    from envs.conditioned_wrapper import ToGo
+
+    env = ToGo(Bare(), 2.0)
+    first, _ = env.reset(seed=0)
+    assert (first["to_go"][0], first["before"]) == (2.0, 3)
+    second, *_ = env.step(2)
+    assert (second["to_go"][0], second["before"]) == (1.25, 2)
+    assert env.observation_space.contains(second)
+    again, _ = env.reset(seed=0)
+    assert (again["to_go"][0], again["before"]) == (2.0, 3)
+
+
+def test_recordings_of_the_environment_inside_are_seen_from_outside(tmp_path):
+    inner = Conditioned(MAZE).inner.make()
+    seen = [inner.reset(seed=1)[0] for _ in range(3)]
+    rewards = np.array([0.0, 0.5, 0.25], np.float32)
+    demo = Demonstration(np.stack(seen), np.array([2, 0, 1]), rewards, 1)
+    write(tmp_path / "d.npz", [demo])
+    [strip] = strips_of(str(tmp_path / "d.npz"), Conditioned(MAZE))
+    assert strip.obs["to_go"].ravel().tolist() == [0.75, 0.75, 0.25]
+    assert strip.obs["before"].tolist() == [7, 2, 0], "none, then what was done"
+    assert np.array_equal(strip.obs["observation"], np.stack(seen))
+
+
+def test_a_step_at_a_time_says_what_a_stretch_says(policy):
+    obs, *_ = episode(9)
+    tensors = as_tensors(obs, torch.device("cpu"))
+    blank = torch.zeros(1, policy.state_size)
+    with torch.no_grad():
+        whole, *_ = policy({n: x[None] for n, x in tensors.items()}, blank)
+        state, singles = blank, []
+        for t in range(len(whole[0])):
+            params, _, state = policy.act({n: x[t : t + 1] for n, x in tensors.items()}, state)
+            singles.append(params[0])
+        # From the middle, with the state that was carried there.
+        half = blank
+        for t in range(5):
+            _, _, half = policy.act({n: x[t : t + 1] for n, x in tensors.items()}, half)
+        rest, *_ = policy({n: x[None, 5:] for n, x in tensors.items()}, half)
+    assert torch.allclose(whole[0], torch.stack(singles), atol=1e-5)
+    assert torch.allclose(whole[0, 5:], rest[0], atol=1e-5)
+
+
+def test_it_sees_so_many_steps_and_nothing_later_or_of_another_episode(policy):
+    obs, *_ = episode(9)
+    tensors = {n: x[None] for n, x in as_tensors(obs, torch.device("cpu")).items()}
+    blank = torch.zeros(1, policy.state_size)
+
+    def said(changed):
+        to_go = tensors["to_go"].clone()
+        to_go[0, changed] += 5.0
+        with torch.no_grad():
+            return policy({**tensors, "to_go": to_go}, blank)[0][0]
+
+    with torch.no_grad():
+        plain = policy(tensors, blank)[0][0]
+        # What lies in the state of an episode that has no past is not read.
+        noise = torch.randn(1, policy.state_size)
+        noise[0, -1] = 0
+        assert torch.equal(policy(tensors, noise)[0][0], plain)
+    moved = (said(2) - plain).abs().amax(-1) > 1e-6
+    assert moved.tolist() == [False, False, True, True, True, True, False, False, False]
+
+
+def test_lora_leaves_the_language_model_and_everything_else_learns(policy):
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    frozen = {n for n, p in policy.named_parameters() if not p.requires_grad}
+    assert all("lora_" in n for n in trained if ".lm." in n)
+    assert all(".lm." in n for n in frozen) and frozen
+    obs, *_ = episode(4)
+    tensors = {n: x[None] for n, x in as_tensors(obs, torch.device("cpu")).items()}
+    params, value = policy(tensors, torch.zeros(1, policy.state_size))
+    (params.square().sum() + value.sum()).backward()
+    silent = {n for n in trained if dict(policy.named_parameters())[n].grad is None}
+    assert not silent
+
+
+def test_nothing_is_left_of_the_language_model_but_its_shape(tiny_model):
+    env = Conditioned(MAZE).make()
+    nets = [DecisionTransformer(str(tiny_model), pretrained=p, steps=2) for p in (True, False)]
+    known, new = (n(env.observation_space, env.action_space).state_dict() for n in nets)
+    assert known.keys() == new.keys()
+    name = "memory.lm.model.layers.0.self_attn.q_proj.weight"
+    assert known[name].shape == new[name].shape and not torch.equal(known[name], new[name])
+
+
+def test_what_does_not_fit_is_refused(tmp_path, tiny_model):
+    space = Conditioned(MAZE).inner.make().observation_space
+    with pytest.raises(ConfigError, match="reads the observations of `env: conditioned`"):
+        DecisionTransformer(str(tiny_model))(space, spaces.Discrete(3))
+    env = Conditioned(MAZE).make()
+    with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
+        DecisionTransformer(str(tmp_path))(env.observation_space, env.action_space)
+    with pytest.raises(ConfigError, match="expected Discrete"):
+        Conditioned({"name": "gym", "id": "Pendulum-v1"}).make()
+
+
+def test_one_step_alone_is_a_context_too():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 4}
+    lm = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **shape)).eval()
+    memory = Context(lm, 8, 1)
+    x = torch.randn(2, 3, 24)
+    with torch.no_grad():
+        together, state = memory.read(x, torch.zeros(2, memory.state_size))
+        alone, _ = memory.read(x[:, 2:], torch.zeros(2, memory.state_size))
+    assert torch.allclose(together[:, 2:], alone, atol=1e-6)
+    assert state.shape == (2, 1)

@@ -1,0 +1,396 @@
+"""Recorded NetHack games: read, replayed, read in streams, damaged."""
+
+import io
+import itertools
+import json
+import lzma
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from algos.clone import Clone
+from envs.nethack import NetHack
+from envs.nethack.demonstrations import Shards, keys_of, open_recordings
+from envs.nethack.nld import first_border, open_nld, statistics
+from rlft.cloning import EMPTY, library_of
+from rlft.config import parse_config
+from rlft.errors import DataError
+from rlft.recordings import Streams, stretches
+from rlft.seeding import Key
+
+DATA = Path(__file__).parents[1] / "data/nethack"
+KEYS = keys_of(NetHack())
+
+
+@pytest.fixture(scope="module")
+def shards():
+    return Shards(DATA, KEYS)
+
+
+def raw(path=DATA / "early/game_01025_00.npz.xz"):
+    with np.load(io.BytesIO(lzma.decompress(path.read_bytes()))) as file:
+        return {name: file[name] for name in file.files}
+
+
+def packed(path, arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lzma.compress(file.getvalue(), preset=0))
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """The game's first 300 steps in shards of 120, and another of 90 in one: two games."""
+    folder, arrays, rows = tmp_path_factory.mktemp("cut"), raw(), []
+    shutil.copy(DATA / "actions.json", folder)
+    for game, (begin, upto) in enumerate([(0, 300), (500, 590)]):
+        files = []
+        for first in range(begin, upto, 120):
+            name = f"full/game_{game}_{first}.npz.xz"
+            cut = slice(first, min(first + 120, upto))
+            packed(
+                folder / name,
+                {k: v[cut] for k, v in arrays.items() if np.ndim(v) and len(v) == 2240},
+            )
+            files.append(name)
+        rows.append({"game": game, "set": "full", "steps": upto - begin, "files": files})
+    (folder / "games.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def replay(shards, game, steps, seed):
+    """How many of the first steps differ when the game is played again."""
+    env = NetHack(max_steps=10**6).make()
+    seen, _ = env.reset(seed=seed)
+    demo = shards.read(game, 0, steps)
+    differ = 0
+    for t in range(len(demo)):
+        differ += any(not np.array_equal(seen[n], demo.observations[n][t]) for n in seen)
+        seen, reward, over, _, _ = env.step(demo.actions[t])
+        differ += reward != demo.rewards[t]
+        if over:
+            break
+    return differ
+
+
+def test_a_recorded_game_is_what_the_environment_shows_from_its_seed(shards):
+    assert replay(shards, 0, 2240, 1025) == 0
+
+
+def test_observations_are_the_environment_s(shards):
+    env = NetHack().make()
+    demo = shards.read(0, 40, 60)
+    for t in range(20):
+        seen = {name: x[t] for name, x in demo.observations.items()}
+        assert env.observation_space.contains(seen)
+        assert env.action_space.contains(demo.actions[t])
+    assert demo.observations["prev_action"][1:].tolist() == demo.actions[:-1].tolist()
+    assert shards.read(0, 0, 1).observations["prev_action"] == [121], "none before the first"
+
+
+def test_reading_does_not_depend_on_how_a_game_is_cut(shards, cut):
+    pieces = Shards(cut / "full", KEYS, kept=1)
+    assert pieces.steps(0) == 300 and pieces.steps(1) == 90
+    for first, last in ((0, 300), (110, 130), (119, 241), (240, 300)):
+        ours, theirs = pieces.read(0, first, last), shards.read(0, first, last)
+        assert np.array_equal(ours.actions, theirs.actions)
+        for name, x in theirs.observations.items():
+            assert np.array_equal(ours.observations[name], x)
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def test_readers_go_through_games_in_order_and_every_game_comes_once_a_round():
+    lengths = [70, 33, 64, 5]
+    streams = Streams(range(4), lengths.__getitem__, num=1, window=32, key=Key(1))
+    windows = [streams.at(0, n) for n in range(40)]
+    assert windows[0].fresh
+    for one, other in itertools.pairwise(windows):
+        if other.first:
+            assert (other.game, other.first) == (one.game, one.last), "the same game goes on"
+            assert not other.fresh
+        else:
+            assert one.last == lengths[one.game] and other.fresh
+        assert other.last - other.first == 32 or other.last == lengths[other.game]
+    starts = [w.game for w in windows[1:] if w.first == 0]
+    first_game = windows[0].game
+    assert sorted([first_game, *starts[:3]]) == [0, 1, 2, 3]
+    assert sorted(starts[3:7]) == [0, 1, 2, 3]
+
+
+def test_what_a_reader_has_depends_on_nothing_that_was_asked_before():
+    def make():
+        return Streams(range(5), [40, 10, 90, 33, 7].__getitem__, num=3, window=8, key=Key(2))
+
+    straight = make()
+    want = {(s, n): straight.at(s, n) for s in range(3) for n in range(50)}
+    backwards = make()
+    assert {k: backwards.at(*k) for k in reversed(list(want))} == want
+    assert len({(w.game, w.first) for w in (want[s, 0] for s in range(3))}) == 3
+
+
+def test_what_is_measured_is_spread_over_games(cut):
+    pieces = Shards(cut, KEYS)
+    found = stretches(pieces, [0, 1], 120, 30)
+    assert [(w.game, w.first) for w in found] == [(0, 0), (0, 270), (1, 0), (1, 60)]
+    assert all(w.fresh for w in found)
+
+
+def test_windows_are_strips_that_say_whether_a_memory_begins_empty(cut):
+    library = library_of(str(cut), NetHack())
+    assert library is library_of(str(cut), NetHack()), "opened and checked once"
+    streams = Streams([0, 1], library.recordings.steps, 2, 50, Key(0))
+    strips, stream, minibatch = library.windows(streams, 2, 0, 8)
+    assert stream.tolist() == [0, 1] * 8 and minibatch.tolist() == sorted([*range(8)] * 2)
+    for strip, s, m in zip(strips, stream, minibatch, strict=True):
+        window = streams.at(s, m)
+        assert (strip.state is EMPTY) == window.fresh
+        assert len(strip.reward) == window.last - window.first
+        assert strip.action.shape == (len(strip.reward), 1)
+
+
+def config(path, **algo):
+    return parse_config(
+        {
+            "algo": {"name": "clone", "path": str(path), **algo},
+            "env": {"name": "nethack"},
+            "model": {"build": {"name": "envs.nethack.network:NetHackNet"}, "dtype": "float32"},
+            "name": "x",
+            "steps": 1,
+            "tasks_per_step": 1,
+        },
+        "here",
+    )
+
+
+def test_a_clone_says_what_it_will_read_and_keeps_games_apart(cut):
+    clone = Clone(str(cut), held_out=0.5, batch=64, window=16)
+    [said] = clone.suits(config(cut))
+    assert said == (
+        "recordings: 2 games of 390 steps in 4 shards; 1 games to learn from, 1 held out, 4 readers"
+    )
+    with pytest.raises(DataError, match=r"has 1 games, of which held_out=0.2.*held_out to 0"):
+        Clone(str(DATA)).suits(config(DATA))
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def truncated(folder):
+    path = folder / "full/game_0_120.npz.xz"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flipped(folder):
+    path = folder / "full/game_0_120.npz.xz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+
+
+def lost(folder):
+    (folder / "full/game_0_240.npz.xz").unlink()
+
+
+def longer(folder):
+    text = (folder / "games.jsonl").read_text()
+    (folder / "games.jsonl").write_text(text.replace('"steps": 90', '"steps": 91'))
+
+
+def without_array(folder):
+    packed(folder / "full/game_1_500.npz.xz", {"action": np.zeros(90, np.uint8)})
+
+
+def other_keys(folder):
+    actions = json.loads((folder / "actions.json").read_text())
+    (folder / "actions.json").write_text(json.dumps(actions[::-1]))
+
+
+@pytest.mark.parametrize(
+    "harm, said",
+    [
+        (truncated, r"game_0_120.npz.xz is damaged.*copy it again"),
+        (flipped, r"game_0_120.npz.xz is damaged.*copy it again"),
+        (lost, r"game_0_240.npz.xz is missing, which games.jsonl names"),
+        (longer, r"full/1 has 90 steps in its shards, games.jsonl says 91"),
+        (without_array, r"game_1_500.npz.xz has no array 'tty_chars'; it has \['action'\]"),
+        (other_keys, r"number 0 is another key; set env.actions"),
+        (lambda f: (f / "games.jsonl").write_text("{"), r"games.jsonl: expected an object a line"),
+        (lambda f: (f / "games.jsonl").unlink(), r"games.jsonl is missing"),
+    ],
+)
+def test_damage_is_found_before_any_work_starts(cut, tmp_path, harm, said):
+    folder = tmp_path / "games"
+    shutil.copytree(cut, folder)
+    harm(folder)
+    with pytest.raises(DataError, match=said):
+        Clone(str(folder), held_out=0.5).suits(config(folder))
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("no/such/games", "no/such/games is no folder; expected recorded games"),
+        ("nld:no/such.db:aa", "no/such.db is no file; expected a data base that nle.dataset made"),
+        ("nld:x", "expected nld:FILE.db:NAME"),
+    ],
+)
+def test_a_path_that_is_not_there_is_refused(path, said):
+    with pytest.raises(DataError, match=said):
+        open_recordings(path, NetHack())
+
+
+def test_an_environment_with_other_actions_is_refused(cut):
+    with pytest.raises(DataError, match="with 121 actions, the environment has 23"):
+        open_recordings(str(cut), NetHack(actions="task"))
+    assert open_recordings("demos.npz", NetHack()) is None
+
+
+# -- NLD -------------------------------------------------------------------------------------------
+
+
+def nld(folder, games=2, steps=60):
+    """A data base of games that NLE records itself, with what was seen and done."""
+    from nle import dataset, nethack
+    from nle.env import tasks
+
+    env = tasks.NetHackScore(
+        actions=nethack.ACTIONS,
+        allow_all_yn_questions=True,
+        allow_all_modes=True,
+        savedir=str(folder / "data/run"),
+        save_ttyrec_every=1,
+        fix_moon_phase=True,
+    )
+    rng, played = np.random.default_rng(0), []
+    for seed in range(games):
+        env.seed(seed, seed, reseed=False)
+        seen, _ = env.reset()
+        actions = [*rng.integers(8, size=steps), 38, 65, 7, *[19] * 9]
+        found = []
+        for action in actions:
+            found.append(({k: v.copy() for k, v in seen.items()}, int(action)))
+            seen, _, over, _, _ = env.step(action)
+            if over:
+                break
+        played.append(found)
+    env.reset()
+    env.close()
+    db = str(folder / "ttyrecs.db")
+    dataset.db.create(db)
+    dataset.add_nledata_directory(str(folder / "data"), "mine", db)
+    return played
+
+
+@pytest.fixture(scope="module")
+def nld_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nld")
+    return folder, nld(folder)
+
+
+def test_nld_is_read_as_what_was_seen_and_done(nld_folder):
+    folder, played = nld_folder
+    games = open_recordings(f"nld:{folder}/ttyrecs.db:mine", NetHack())
+    assert len(games.names) == 2 and games.summary() == "2 games of NLD"
+    space = NetHack().make().observation_space
+    for game, want in enumerate(played):
+        demo = games.read(game, 0, 60)
+        assert space.contains({name: x[5] for name, x in demo.observations.items()})
+        offset = next(
+            t for t in range(3)
+            if np.array_equal(want[0][0]["tty_chars"], demo.observations["tty_chars"][t])
+        )  # fmt: skip
+        for t, (seen, action) in enumerate(want[:50]):
+            ours = {name: x[t + offset] for name, x in demo.observations.items()}
+            assert np.array_equal(ours["tty_chars"], seen["tty_chars"])
+            assert np.array_equal(ours["tty_colors"], seen["tty_colors"])
+            assert demo.actions[t + offset] == action
+            stats = seen["blstats"].copy()
+            # A monster's level and the alignment are not on the screen.
+            stats[[17, 23, 26]] = ours["blstats"][[17, 23, 26]]
+            row, column = seen["tty_cursor"]
+            if seen["tty_chars"][row, column] != ord(
+                "@"
+            ):  # a question: the place is that of before
+                stats[:2] = ours["blstats"][:2]
+            assert ours["blstats"].tolist() == stats.tolist()
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("ttyrecs.db:theirs", "has no data set 'theirs'; it has mine"),
+        ("data/run:mine", "is no file"),
+    ],
+)
+def test_an_nld_that_is_not_whole_is_refused(nld_folder, spec, said):
+    with pytest.raises(DataError, match=said):
+        open_nld(f"{nld_folder[0]}/{spec}", KEYS)
+
+
+def test_recordings_that_nld_names_must_be_there(tmp_path):
+    nld(tmp_path, games=1, steps=5)
+    for recording in (tmp_path / "data/run").glob("*.ttyrec3.bz2"):
+        recording.unlink()
+    with pytest.raises(DataError, match="recordings are missing"):
+        open_nld(f"{tmp_path}/ttyrecs.db:mine", KEYS)
+
+
+def test_a_border_is_where_turns_fall_or_the_clock_jumps():
+    turns = np.array([1, 2, 2, 3, 1, 2])
+    clock = np.arange(6) * 1000
+    assert first_border(clock, turns) == 4
+    assert first_border(clock, np.arange(6)) == 6
+    assert first_border(np.array([5, 6, 7, 2, 3, 4]), np.arange(6)) == 3
+    assert first_border(np.array([0, 1, 4 * 10**9, 4 * 10**9 + 1, 5 * 10**9, 0]), np.arange(6)) == 2
+    assert first_border(clock, np.array([1, 2, 0, 0, 2, 3])) == 6, "a covered line is no border"
+
+
+def test_statistics_are_read_from_the_screen():
+    screen = np.full((2, 24, 80), 32, np.uint8)
+
+    def write(row, text):
+        screen[0, row, : len(text)] = np.frombuffer(text.encode(), np.uint8)
+
+    write(22, "Agent the Student   St:18/03 Dx:17 Co:13 In:7 Wi:11 Ch:10 Neutral S:1234")
+    write(23, "Dlvl:5 $:77 HP:9(30) Pw:2(8) AC:-2 Xp:7/700 T:4321 Hungry Burdened Conf Lev")
+    screen[0, 11, 40] = ord("@")
+    cursor = np.array([[11, 40], [3, 7]], np.uint8)
+    x, known = statistics(screen, cursor)
+    assert known.tolist() == [True, True]
+    assert x[0].tolist() == [
+        *(40, 10, 21, 19, 17, 13, 7, 11, 10, 1234, 9, 30, 5, 77, 2, 8, -2, 0, 7, 700, 4321),
+        *(2, 1, 0, 5, 1 << 8 | 1 << 10, 0),
+    ]
+    assert x[1].tolist() == x[0].tolist(), "covered lines, a cursor elsewhere: as it was"
+
+
+# -- the whole set ---------------------------------------------------------------------------------
+
+
+def test_statistics_read_from_screens_are_nle_s(shards):
+    """On a real game: every statistic that the screen shows."""
+    demo = shards.read(0, 0, 2240)
+    want = demo.observations["blstats"]
+    ours, known = statistics(demo.observations["tty_chars"], demo.observations["tty_cursor"])
+    shown = np.array([b"HP:" in s[23].tobytes() for s in demo.observations["tty_chars"]])
+    assert known.all() and shown.mean() > 0.8
+    for place in (*range(2, 17), *range(18, 23), 24, 25):
+        wrong = np.flatnonzero(shown & (ours[:, place] != want[:, place]))
+        assert len(wrong) <= 0.01 * shown.sum(), (place, len(wrong))
+
+
+@pytest.mark.long
+def test_the_whole_set_is_sound_and_its_games_replay(data_dir):
+    folder = data_dir / "nethack_autoascend"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    whole = Shards(folder, KEYS, kept=2)
+    assert whole.summary() == "74 games of 937,009 steps in 192 shards"
+    rows = [json.loads(x) for x in (folder / "games.jsonl").read_text().splitlines()]
+    for game in (0, 31, 59):
+        assert replay(whole, game, 5000, rows[game]["seed_core"]) == 0

@@ -1,0 +1,168 @@
+"""Probes: what they measure, what they refuse, and the numbers made of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.apple_retrieval import AppleRetrieval
+from rlft import registry
+from rlft.check import check_plugins
+from rlft.config import parse_config
+from rlft.demonstrations import Demonstration, write
+from rlft.errors import ConfigError, DataError
+from rlft.policy.actor_critic import load_policy, new_policy
+from rlft.probes import Restart, TeacherLikelihood
+from rlft.probes.probe import Subject
+from rlft.record.forgetting import curve, forgetting_html, lines, probe_charts
+from rlft.record.transfer import area, backward_transfer, forward_transfer
+from rlft.seeding import Key
+
+TREE = {
+    "name": "x",
+    "steps": 1,
+    "tasks_per_step": 1,
+    "algo": "control_ppo",
+    "env": {"name": "apple_retrieval", "distance": 4, "max_steps": 12},
+    "model": {"build": "mlp", "dtype": "float32"},
+}
+
+
+def right_going(folder: Path, logit: float, memory: int = 0) -> Path:
+    """A policy that goes right with log odds `logit`, whatever it sees."""
+    env = AppleRetrieval(distance=4, max_steps=12).make()
+    network = {"name": "cnn_gru", "channels": [], "memory": memory} if memory else {"name": "mlp"}
+    new_policy(network, env, 0, folder)
+    policy = load_policy(folder, env)
+    with torch.no_grad():
+        policy.policy_head.weight.zero_()
+        policy.policy_head.bias.copy_(torch.tensor([0.0, logit]))
+    from safetensors.torch import save_file
+
+    save_file({n: t.contiguous() for n, t in policy.state_dict().items()},
+              folder / "model.safetensors")  # fmt: skip
+    return folder
+
+
+def walks(path: Path, back_from: int = 2) -> Path:
+    """Two right walks of 8 steps with seeds."""
+    obs = np.array([[-0.3]] * 4 + [[0.3]] * 4, np.float32)
+    actions = np.array([1] * 4 + [0] * 4)
+    write(path, [Demonstration(obs, actions, np.ones(8, np.float32), seed=s) for s in (1, 2)])
+    return path
+
+
+def subject(model: Path, **changes) -> Subject:
+    cfg = parse_config({**TREE, **changes}, "test")
+    return Subject(cfg, model, model, registry.build("env", cfg.env), Key(0))
+
+
+def test_a_restart_begins_where_it_says(tmp_path):
+    model = right_going(tmp_path / "model", -8.0)  # it goes left: home from the apple, nowhere else
+    far = Restart(env={"start": "back"}, tasks=3)(subject(model))
+    assert far["success"] == 1
+    assert far["return"] == 4
+    assert far["length"] == 4
+    assert far["stage_2"] == 1
+    assert far == Restart(env={"start": "back"}, tasks=3)(subject(model)), "the same episodes again"
+    home = Restart(env={"start": "home"}, tasks=3)(subject(model))
+    assert home["success"] == 0
+    assert "stage_1" not in home
+
+
+@pytest.mark.parametrize("memory", [0, 5])
+def test_a_restart_from_a_saved_state_goes_on_from_there(tmp_path, memory):
+    model = right_going(tmp_path / "model", -8.0, memory)
+    saved = str(walks(tmp_path / "walks.npz"))
+    late = Restart(saved=saved, after=0.75)(subject(model))
+    assert (late["success"], late["length"], late["return"]) == (1, 2, 2)
+    early = Restart(saved=saved, after=0.25)(subject(model))
+    assert (early["success"], early["length"]) == (0, 10)
+
+
+def test_the_likelihood_is_that_of_the_policy(tmp_path):
+    model = right_going(tmp_path / "model", 1.0)
+    path = str(walks(tmp_path / "walks.npz"))
+    found = TeacherLikelihood(path)(subject(model))
+    p = 1 / (1 + np.exp(-1.0))
+    assert found["logp"] == pytest.approx((np.log(p) + np.log(1 - p)) / 2, rel=1e-5)
+    assert found["agree"] == 0.5
+
+
+def test_probes_that_cannot_work_are_refused_before_anything_starts(tmp_path):
+    def refused(match, *fns):
+        cfg = parse_config({**TREE, "probes": {"fns": list(fns)}}, "test")
+        with pytest.raises((ConfigError, DataError), match=match):
+            check_plugins(cfg)
+
+    restart = {"name": "restart", "env": {"start": "back"}}
+    check_plugins(parse_config({**TREE, "probes": {"fns": [restart]}}, "test"))
+    refused("two probes are called 'restart'", restart, restart)
+    refused("give `env`, keys that differ", {"name": "restart"})
+    refused("unknown key 'strat'", {"name": "restart", "env": {"strat": "back"}})
+    refused("other observations or actions", {"name": "restart", "env": {"c": 0.5}})
+    refused("is not a file", {"name": "teacher_likelihood", "path": "none.npz"})
+    refused("TextForgetting is not for a policy that acts",
+            {"name": "text_forgetting", "path": "none.jsonl"})  # fmt: skip
+    (tmp_path / "unseeded.jsonl").write_text(
+        json.dumps({"observations": [[0.3], [0.3]], "actions": [0, 0]}) + "\n"
+    )
+    refused("a state is found by its seed and actions",
+            {"name": "restart", "saved": str(tmp_path / "unseeded.jsonl")})  # fmt: skip
+
+
+def test_lm_eval_says_what_is_missing():
+    probe = registry.build("probe", {"name": "lm_eval", "tasks": ["arc_easy"]})
+    with pytest.raises(ConfigError, match="needs the package lm-eval"):
+        probe.check(None, None)
+
+
+def test_transfer_is_that_of_its_papers():
+    assert area([0, 5, 10], [0, 1, 1]) == pytest.approx(0.75)
+    assert area([3], [0.4]) == 0.4
+    assert area([0, 1, 10], [1, 1, 1]) == 1
+    with pytest.raises(ValueError, match="rising steps"):
+        area([0, 0], [1, 1])
+    assert forward_transfer(0.75, 0.5) == pytest.approx(0.5)
+    assert forward_transfer(0.4, 0.5) == pytest.approx(-0.2)
+    assert np.isnan(forward_transfer(1.0, 1.0))
+    assert backward_transfer(0.9, 0.3) == pytest.approx(-0.6)
+
+
+ROWS = [
+    {"step": 0, "far/success": 0.9, "far/stage_2": 0.9, "time/probe_s": 1.0},
+    {"step": 5, "failed": "it <died>"},
+    {"step": 10, "far/success": 0.3},
+    {"step": 20, "far/success": 0.6, "far/stage_2": 0.6},
+]
+
+
+def test_the_report_shows_the_curve_and_what_was_lost():
+    assert curve(ROWS, "far/success")[0].tolist() == [0, 10, 20]
+    assert curve(ROWS, "far/stage_2")[1].tolist() == [0.9, 0.0, 0.6], "nobody came there: 0"
+    html = "".join(forgetting_html(ROWS))
+    cells = "<td>0.900</td><td>0.300</td><td>0.900</td><td>0.600</td><td>-0.300</td>"
+    assert f"<td>far/success</td>{cells}" in html
+    assert "it &lt;died&gt;" in html
+    [chart] = probe_charts(ROWS)
+    assert chart.title == "Probe: far"
+    assert not list(forgetting_html([])) + probe_charts([])
+
+
+def test_the_command_prints_both_transfers(tmp_path):
+    for name, scale in (("ours", 1.0), ("scratch", 0.5)):
+        (tmp_path / name).mkdir()
+        rows = [{"step": r["step"], "far/success": scale * r["far/success"]}
+                for r in ROWS if "failed" not in r]  # fmt: skip
+        (tmp_path / name / "probes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    said = list(lines(tmp_path / "ours", "far/success", tmp_path / "scratch"))
+    assert said[1].split() == ["far/success", "0.900", "0.300", "0.600", "-0.300"]
+    ours = area([0, 10, 20], [0.9, 0.3, 0.6])
+    expected = forward_transfer(ours, ours / 2)
+    assert said[2].startswith(f"forward transfer of far/success: {expected:.3f}")
+    with pytest.raises(ConfigError, match="Did you mean 'far/success'"):
+        list(lines(tmp_path / "ours", "far/sucess", tmp_path / "scratch"))
+    with pytest.raises(ConfigError, match=r"no probes\.jsonl"):
+        list(lines(tmp_path, None, None))
