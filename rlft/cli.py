@@ -1,5 +1,5 @@
-"""The command line: `rlft run | check | report | compare | eval | replay | reward test | list | schema |
-fetch`.
+"""The command line: `rlft run | check | report | compare | eval | record | replay | forgetting | merge |
+reward test | list | schema | fetch`.
 
 Exit codes: 0 done; 2 the input cannot be used (a sentence, no traceback); 1 something broke while
 running; 3 a guard stopped the run; 130 Ctrl-C, 143 SIGTERM.
@@ -18,9 +18,11 @@ from rich.console import Console
 
 from rlft import trial
 from rlft.errors import GuardStop, RlftError, UserError
+from rlft.merging.command import merge
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(trial.app, name="reward")
+app.command()(merge)
 _err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ConfigArg = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
@@ -194,6 +196,22 @@ def eval_(
 
 
 @app.command()
+def record(
+    target: Annotated[
+        Path, typer.Argument(help="a run folder or checkpoint of a policy that acts")
+    ],
+    out: Annotated[Path, typer.Argument(help="the .npz file to write")],
+    episodes: Annotated[int, typer.Option(min=1)] = 500,
+    greedy: Annotated[bool, typer.Option(help="the likeliest action each time")] = False,
+) -> None:
+    """Write episodes of a trained policy as demonstrations, for cloning and offline learning."""
+    from rlft.evaluate import find_subject
+    from rlft.recording import record as run_record
+
+    run_record(find_subject(target), out.expanduser(), episodes=episodes, greedy=greedy, say=print)
+
+
+@app.command()
 def replay(
     bundle: Annotated[Path, typer.Argument(help="a folder below <run folder>/bundles")],
     overrides: Overrides = None,
@@ -251,6 +269,7 @@ def list_() -> None:
         "diversity",
         "retention",
         "probe",
+        "merge",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))
@@ -260,7 +279,7 @@ def list_() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of configurations, for editors."""
-    from rlft.config import schema as whole
+    from rlft.config_schema import schema as whole
 
     print(json.dumps(whole(), indent=1))
 

@@ -44,6 +44,7 @@ _HOMES = {
     "diversity": "rlft.diversity",
     "retention": "rlft.retention",
     "probe": "rlft.probes",
+    "merge": "rlft.merging.methods",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
@@ -55,7 +56,11 @@ _CALLED_WITH: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Kinds that share a home with others: classes or functions, told apart by a parameter of their call."""
 
-_ONE_CLASS_A_FILE = {"algo": ("collect", "learn"), "env": ("train", "held_out")}
+_ONE_CLASS_A_FILE = {
+    "algo": ("collect", "learn"),
+    "env": ("train", "held_out"),
+    "merge": ("mixed",),
+}
 """Kinds whose short name is a file name, and the methods that its one public class must have."""
 
 

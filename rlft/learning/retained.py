@@ -18,12 +18,14 @@ from rlft.batch import Inputs
 from rlft.config import Config
 from rlft.learning.anchored import Anchored
 from rlft.learning.buffer import Buffer
+from rlft.learning.language_buffer import LanguageBuffer
 from rlft.learning.objective import Sums
 from rlft.learning.shards import shards_of
 from rlft.learning.teacher import ActingTeacher
 from rlft.learning.text_buffer import TextBuffer
 from rlft.learning.writing_teacher import WritingTeacher
 from rlft.policy.distil import Taught
+from rlft.retention.language import Language
 from rlft.retention.term import retention_of
 from rlft.schedule import Decay, at_update
 from rlft.seeding import Key
@@ -110,8 +112,14 @@ def retained_acting(
             named = ((n, p) for n, p in learner.policy.named_parameters() if n not in critic_only)
             found.anchors[name] = anchored(learner, said, named)
             continue
+        if isinstance(said, Language):
+            found.buffers[name] = LanguageBuffer(said, cfg, key.child(name))
+            continue
         teacher = None
-        if said.teacher is not None and getattr(said, "target", "teacher") == "teacher":
+        if (
+            getattr(said, "teacher", None) is not None
+            and getattr(said, "target", "teacher") == "teacher"
+        ):
             policy = load_policy(said.teacher, one)
             teacher = ActingTeacher(policy, learner.device, cfg.learner.token_budget)
         if module == "buffer":

@@ -19,9 +19,8 @@ class TextBuffer:
 
     def __init__(self, term: Any, cfg: Config, key: Key) -> None:
         self._batch, self._key = term.batch, key
-        self._texts = token_lists(
-            term.path, Path(term.tokenizer), cfg.model.max_length, column=term.column
-        )
+        longest = getattr(term, "longest", None) or cfg.model.max_length
+        self._texts = token_lists(term.path, Path(term.tokenizer), longest, column=term.column)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -40,8 +39,11 @@ class TextBuffer:
             ids[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text) - 1] = True
         ids, mask = ids.to(learner.device), mask.to(learner.device)
-        position = torch.arange(1, longest, device=learner.device).expand(mask.shape)
-        out = learner.forward(ids, position, mask, 1.0)
-        value = -(out.logp * mask).sum() / max(tokens, 1)
+        value = -(self.logp(learner, ids, mask) * mask).sum() / max(tokens, 1)
         learner.backward(coef * value)
         return float(value.detach())
+
+    def logp(self, learner: Any, ids_BL: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """Log-probs `[B, L - 1]` of each token after the first; mask: which are there."""
+        position = torch.arange(1, ids_BL.shape[1], device=learner.device).expand(mask_BT.shape)
+        return learner.forward(ids_BL, position, mask_BT, 1.0).logp

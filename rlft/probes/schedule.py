@@ -83,12 +83,13 @@ class Probing:
         while self._pending:
             self._take()
 
-    def close(self) -> None:
-        """Ends the actor; what it has not measured stays in the folder."""
-        self._pending.clear()
-        if self._owner is not None:
+    def close(self, lost: bool = False) -> None:
+        """Ends the actor; what it has not measured stays in the folder. lost: it does not answer."""
+        if self._owner is not None and (lost or self._pending):
             end(self._owner)
-            self._owner = None
+        # An idle one goes when nobody holds its handle: Ray would report a killed one as a crash.
+        self._pending.clear()
+        self._owner = None
 
     def _ask(self, step: int, model: Path) -> None:
         if self._owner is None:
@@ -114,7 +115,7 @@ class Probing:
     def _begin_again(self) -> None:
         """A new actor, which is asked for what the lost one had not begun."""
         waiting = [(step, model) for step, model, _ in self._pending]
-        self.close()
+        self.close(lost=True)
         for step, model in waiting:
             self._ask(step, model)
 

@@ -79,7 +79,7 @@ def write_checkpoint(
     best = _best(root, state.get("score", {}).get("metric"), best_is)
     if best is not None:
         _point_to(root / "best", best)
-    for old in _all(root)[:-keep]:
+    for old in all_checkpoints(root)[:-keep]:
         # Renamed first: a folder with a checkpoint's name is whole, at any moment.
         if old != best:
             shutil.rmtree(old.rename(root / f"{_REMOVING}{old.name}"))
@@ -96,7 +96,7 @@ def sweep(root: Path) -> None:
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The newest whole checkpoint below `root`, or None."""
-    found = _all(root)
+    found = all_checkpoints(root)
     return found[-1] if found else None
 
 
@@ -107,7 +107,7 @@ def _best(root: Path, metric: str | None, best_is: str) -> Path | None:
     if metric is None:
         return root / link.readlink() if link.is_dir() else None
     scored = []
-    for folder in _all(root):
+    for folder in all_checkpoints(root):
         score = json.loads((folder / "state.json").read_text()).get("score", {})
         if score.get("metric") == metric:
             scored.append((score["value"] if best_is == "highest" else -score["value"], folder))
@@ -216,7 +216,8 @@ def _corrupted(folder: Path, step: Any, path: Path, what: str) -> CheckpointErro
     )
 
 
-def _all(root: Path) -> list[Path]:
+def all_checkpoints(root: Path) -> list[Path]:
+    """The whole checkpoints below `root`, the oldest first."""
     if not root.is_dir():
         return []
     found = [p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]

@@ -16,6 +16,11 @@ def write_hf_folder(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], s
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in tensors}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    copy_settings(start, folder)
+
+
+def copy_settings(start: Path, folder: Path) -> None:
+    """Copies what belongs to a model and is no weight."""
     for path in sorted(start.iterdir()):
         belongs = path.suffix in {".json", ".jinja", ".model", ".txt"}
         if path.is_file() and belongs and not path.name.endswith(".index.json"):

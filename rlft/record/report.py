@@ -95,8 +95,9 @@ def read_run(folder: Path) -> RunFiles:
 def page(run: RunFiles) -> str:
     """The whole page."""
     parts = {part for s in run.samples for part in s["parts"]}
-    drawn = [*charts(run.metrics, run.evals, parts), *probe_charts(run.probes)]
+    drawn = charts(run.metrics, run.evals, parts)
     drawn[2:2] = maps(run.samples)  # behind the reward, in training and held out
+    drawn += probe_charts(run.probes)
     after = [
         *forgetting_html(run.probes),
         "<h2>Completions</h2>" if run.samples else "",

@@ -9,7 +9,8 @@ them touches a critic.
 from rlft.retention.cloning import BehaviouralCloning
 from rlft.retention.ewc import EWC, L2
 from rlft.retention.kickstarting import Kickstarting
+from rlft.retention.language import Language
 from rlft.retention.reference import Reference
 from rlft.retention.text_replay import TextReplay
 
-__all__ = ["EWC", "L2", "BehaviouralCloning", "Kickstarting", "Reference", "TextReplay"]
+__all__ = ["EWC", "L2", "BehaviouralCloning", "Kickstarting", "Language", "Reference", "TextReplay"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlft.policy.actor_critic import load_policy
-from rlft.sampling.episodes import Block, Start
+from rlft.sampling.episodes import Block, Piece, Start
 from rlft.sampling.vector import act, block_of, choice_of
 from rlft.seeding import Key
 from rlft.types import Episode, Task
@@ -51,12 +51,26 @@ def played(
     envs: int = 32,
 ) -> list[Episode]:
     """One episode from each start that `starts` makes with the block of environments and the policy."""
+    pieces = pieces_of(env, folder, starts, greedy=greedy, envs=envs, record=False)
+    return [piece.episode for piece in pieces if piece.episode is not None]
+
+
+def pieces_of(
+    env: Any,
+    folder: Path,
+    starts: Callable[[Block, Any], Sequence[Start]],
+    *,
+    greedy: bool,
+    envs: int,
+    record: bool,
+) -> list[Piece]:
+    """The same, with the strip of each episode if `record`."""
     one = env.make()
     policy = load_policy(folder, one).eval()
     choice = choice_of(policy, one.action_space, torch.device("cpu"))
     one.close()
     block = block_of(env, envs, choice)
-    rolling = block.episodes(starts(block, policy), greedy=greedy, record=False)
+    rolling = block.episodes(starts(block, policy), greedy=greedy, record=record)
     acted: Any = None
     try:
         while True:
@@ -65,4 +79,4 @@ def played(
         pieces, _ = end.value
     finally:
         block.close()
-    return [piece.episode for piece in pieces]
+    return pieces

@@ -199,6 +199,13 @@ class Runner:
         """Parameters and values of the canary observations, flat. ids: not read."""
         return canary_answer(self._policy, self._canary, self._device)
 
+    def between(self, job: int, method: str, *args: Any) -> Any:
+        """`method(*args)`: as of a sampler that decodes meanwhile. A runner does one thing after the other,
+        so new weights reach it between two stretches of steps, each of which one version took."""
+        return getattr(self, method)(*args)
+
+    def serve(self, job: int) -> None: ...
+
     def take(self) -> None:
         """Of transports that stream to engines: none does to a runner."""
 

@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from rlft import registry
-from rlft.config import Config, dump_config, load_config, parse_config, schema
+from rlft.config import Config, dump_config, load_config, parse_config
+from rlft.config_schema import schema
 from rlft.errors import ConfigError
 from rlft.schedule import Schedule
 from rlft.yaml_tree import Loader

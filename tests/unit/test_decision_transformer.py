@@ -1,18 +1,26 @@
 """A language model that reads episodes, and environments that say how much is still wanted."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
 from envs.conditioned import Conditioned
+from rlft import registry
 from rlft.cloning import strips_of
+from rlft.config import parse_config
 from rlft.demonstrations import Demonstration, write
 from rlft.errors import ConfigError
+from rlft.learning.language_buffer import LanguageBuffer
 from rlft.policy.actor_critic import as_tensors
 from rlft.policy.context import Context
 from rlft.policy.decision_transformer import DecisionTransformer
 from rlft.policy.observed import as_arrays
+from rlft.retention.language import Language
+from rlft.retention.term import check_retention
+from rlft.seeding import Key
 
 MAZE = {"name": "minigrid", "id": "MiniGrid-Empty-5x5-v0", "max_steps": 12, "configurations": 2}
 
@@ -58,7 +66,7 @@ def test_the_wanted_return_falls_by_what_was_earned_and_the_action_before_is_see
         def step(self, action):
             return np.ones(2, np.float32), 0.25 * (action + 1), False, False, {}
 
-    from envs.conditioned_wrapper import ToGo
+    from envs.conditioned.wrapper import ToGo
 
     env = ToGo(Bare(), 2.0)
     first, _ = env.reset(seed=0)
@@ -167,3 +175,62 @@ def test_one_step_alone_is_a_context_too():
         alone, _ = memory.read(x[:, 2:], torch.zeros(2, memory.state_size))
     assert torch.allclose(together[:, 2:], alone, atol=1e-6)
     assert state.shape == (2, 1)
+
+
+# -- language beside actions -----------------------------------------------------------------------
+
+
+def test_language_is_learnt_by_the_model_inside_alone(policy, tiny_model, tmp_path):
+    """Its gradient is that of the mean -logp of the texts' tokens, computed here in the plain way."""
+    rows = [{"text": t} for t in ("12+34=", "1+2=3", "7")]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    term = Language(str(tmp_path / "t.jsonl"), batch=4, longest=5, tokenizer=str(tiny_model))
+    made = LanguageBuffer(term, None, Key(3))
+    drawn = np.random.default_rng(Key(3).child(7).seed()).integers(0, len(made), 4)
+    assert max(len(ids) for ids in made._texts) <= 5 and len({*drawn.tolist()}) > 1
+
+    class Learner:
+        world, device = 1, torch.device("cpu")
+
+        def __init__(self):
+            self.policy = policy
+
+        def backward(self, loss):
+            loss.backward()
+
+    policy.zero_grad()
+    value = made.backward(Learner(), 0.5, taken=7, rank=0)
+    found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    total, count = 0.0, 0
+    for i in drawn:
+        ids = torch.tensor([made._texts[i]])
+        logp = policy.memory.lm(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        total = total - logp.gather(1, ids[0, 1:, None]).sum()
+        count += ids.shape[1] - 1
+    (0.5 * total / count).backward()
+    assert value == pytest.approx(float(total.detach()) / count, rel=1e-5)
+    assert found and all(".lm." in n for n in found)
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(found[name], parameter.grad, atol=1e-6), name
+
+
+def test_language_asks_for_a_policy_with_a_model_inside(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    cfg = parse_config(
+        {
+            "name": "x",
+            "steps": 1,
+            "tasks_per_step": 1,
+            "algo": {"name": "clone", "path": "d.npz"},
+            "env": MAZE,
+            "model": {"build": {"name": "mlp"}},
+            "retention": [{"name": "language", "path": str(tmp_path / "t.jsonl")}],
+        },
+        "x",
+    )
+    with pytest.raises(
+        ConfigError, match=r"needs a policy with a language model inside, got .*mlp"
+    ):
+        check_retention(cfg, registry.build("algo", cfg.algo), registry.build("env", cfg.env))

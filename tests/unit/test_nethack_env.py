@@ -2,11 +2,13 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from envs.nethack import TASKS, NetHack
+from envs.nethack.play import main as play
 from envs.nethack.screen import ansi, text, write_cast
 from rlft import registry
 from rlft.errors import ConfigError
@@ -14,6 +16,7 @@ from rlft.sampling.guarded import Guarded, Running
 from rlft.sampling.snapshot import same
 
 SEARCH = 75
+DATA = Path(__file__).parents[1] / "data/nethack"
 
 
 def keys(env):
@@ -188,3 +191,24 @@ def test_rewards_are_those_of_nle(task):
         "score",
         "gold",
     )  # which recorded games have (test_nethack_recordings.py)
+
+
+def test_a_game_is_watched(tmp_path, capsys):
+    assert play(["--steps", "30", "--seed", "5", "--cast", str(tmp_path / "a.cast")]) == 0
+    said = capsys.readouterr().out
+    assert "Agent the Candidate" in said and "steps 30  score" in said and "31 screens" in said
+    assert play(["--recording", str(DATA), "--game", "early/1025", "--steps", "200"]) == 0
+    assert "game early/1025  steps 200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["score"], "expected key=value"),
+        (["--recording", str(DATA), "--game", "x"], "has no game 'x'; it has early/1025"),
+        (["--policy", "nowhere"], "holds no policy of an environment"),
+    ],
+)
+def test_what_cannot_be_watched_is_told(wrong, said, capsys):
+    assert play(wrong) == 2
+    assert said in capsys.readouterr().err

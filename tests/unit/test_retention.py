@@ -527,3 +527,53 @@ def test_every_term_is_found_by_name():
     assert names == {"ewc", "l2", "behaviouralcloning", "kickstarting", "reference", "textreplay"}
     assert isinstance(registry.build("retention", {"name": "l2", "coef": 0.1}), L2)
     assert EWC(path="x").term().module == "weights"
+
+
+@pytest.mark.parametrize("memory", [0, 6])
+def test_the_shares_of_two_ranks_add_up_to_the_whole(memory):
+    strips = [strip(i, 20 + i) for i in range(3)]
+    teacher = ActingTeacher(policy(1, memory=memory), torch.device("cpu"))
+    buffer = Buffer(
+        BehaviouralCloning("unread", batch=48, unroll=8, burn_in=4), strips, teacher, Key(0)
+    )
+
+    def gradient(world, rank):
+        student = Student(policy(2, memory=memory))
+        student.world = world
+        value = buffer.backward(student, 1.5, 3, rank)
+        grads = [p.grad for _, p in student.policy.named_parameters() if p.grad is not None]
+        return value, torch.cat([g.flatten() for g in grads])
+
+    whole, halves = gradient(1, 0), [gradient(2, rank) for rank in (0, 1)]
+    assert sum(h[0] for h in halves) == pytest.approx(whole[0], rel=1e-5)
+    torch.testing.assert_close(halves[0][1] + halves[1][1], whole[1])
+
+
+def test_a_teacher_that_writes_must_share_the_vocabulary(tmp_path):
+    from rlft.retention.term import Place
+
+    for name, size in (("start", 19), ("teacher", 20)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": size}))
+    cfg = parse_config(BASE, "test")
+    place = Place(cfg, tmp_path / "start", tmp_path, None, acts=False)
+    with pytest.raises(ConfigError, match=r"a vocabulary of 20, the policy of 19"):
+        Kickstarting(teacher=str(tmp_path / "teacher")).prepared(place)
+    assert Kickstarting().prepared(place).teacher == str(tmp_path / "start")
+    with pytest.raises(ConfigError, match="no folder of a language model"):
+        Kickstarting(teacher=str(tmp_path)).prepared(place)
+
+
+def test_a_pattern_that_names_nothing_is_refused():
+    from rlft.config import Freeze
+    from rlft.learning.freeze import frozen_groups
+
+    module = policy(0)
+    named, groups = list(module.named_parameters()), [{"params": list(module.parameters())}]
+    with pytest.raises(ConfigError, match=r"no trained weight is called 'encoder\.\*'"):
+        frozen_groups(groups, named, [Freeze(names=["encoder.*"])])
+    with pytest.raises(ConfigError, match="holds every weight for ever"):
+        frozen_groups(groups, named, [Freeze(names=["*"])])
+    split, [rule] = frozen_groups(groups, named, [Freeze(names=["policy_encoder.*"], until=3)])
+    assert [g["held"] for g in split] == ["", rule.mark]
+    assert sum(len(g["params"]) for g in split) == len(named)

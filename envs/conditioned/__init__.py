@@ -68,7 +68,7 @@ class Conditioned:
         """One environment. Raises ConfigError: actions that are not discrete."""
         from gymnasium import spaces
 
-        from envs.conditioned_wrapper import ToGo
+        from envs.conditioned.wrapper import ToGo
 
         env = self.inner.make()
         if not isinstance(env.action_space, spaces.Discrete):
@@ -81,7 +81,7 @@ class Conditioned:
         """A recording of the environment inside, as this one shows it. actions: how many there are."""
         from dataclasses import replace
 
-        from envs.conditioned_wrapper import seen_as
+        from envs.conditioned.wrapper import seen_as
 
         to_go = demo.rewards[::-1].cumsum()[::-1].astype(np.float32)
         before = np.concatenate([[actions], demo.actions.ravel()[:-1]])

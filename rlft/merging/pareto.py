@@ -1,0 +1,84 @@
+"""Which mixes no other beats on both scores, and the plot of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+_WIDTH, _HEIGHT, _MARGIN = 640, 420, 70
+
+
+class Scored(Protocol):
+    """A mixing weight and two scores, of which more is better."""
+
+    @property
+    def weight(self) -> float: ...
+    @property
+    def target(self) -> float: ...
+    @property
+    def retention(self) -> float: ...
+
+
+P = TypeVar("P", bound=Scored)
+
+
+def front(points: Sequence[P]) -> list[P]:
+    """The points that no other is at least as good as in both scores and better in one; in order."""
+    return [p for p in points if not any(_beats(q, p) for q in points)]
+
+
+def _beats(one: Scored, other: Scored) -> bool:
+    pairs = ((one.target, other.target), (one.retention, other.retention))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def picture(points: Sequence[Scored], key: str) -> str:
+    """An SVG: target upwards, retention to the right, each point labelled with its mixing weight; the
+    front is joined, what is dominated is hollow."""
+    x = _scale([p.retention for p in points], _MARGIN, _WIDTH - 30)
+    y = _scale([p.target for p in points], _HEIGHT - _MARGIN, 30)
+    best = front(points)
+    line = " ".join(
+        f"{x(p.retention):.1f},{y(p.target):.1f}" for p in sorted(best, key=lambda p: p.retention)
+    )
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<path d="M{_MARGIN} 30V{_HEIGHT - _MARGIN}H{_WIDTH - 30}" fill="none" stroke="#888"/>',
+        f'<polyline points="{line}" fill="none" stroke="#4477aa" stroke-width="1.5"/>',
+        *_ticks(points),
+    ]
+    for point in points:
+        at = f'cx="{x(point.retention):.1f}" cy="{y(point.target):.1f}"'
+        fill = "#4477aa" if point in best else "white"
+        parts.append(f'<circle {at} r="4" fill="{fill}" stroke="#4477aa"/>')
+        at = f'x="{x(point.retention) + 7:.1f}" y="{y(point.target) - 6:.1f}"'
+        parts.append(f"<text {at}>{key}={point.weight:g}</text>")
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _ticks(points: Sequence[Scored]) -> list[str]:
+    low = _HEIGHT - _MARGIN
+    retention, target = [p.retention for p in points], [p.target for p in points]
+    return [
+        f'<text x="{_MARGIN}" y="{low + 18}">{min(retention):.4g}</text>',
+        f'<text x="{_WIDTH - 30}" y="{low + 18}" text-anchor="end">{max(retention):.4g}</text>',
+        f'<text x="{_MARGIN - 6}" y="{low}" text-anchor="end">{min(target):.4g}</text>',
+        f'<text x="{_MARGIN - 6}" y="36" text-anchor="end">{max(target):.4g}</text>',
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 20}" text-anchor="middle">retention</text>',
+        f'<text x="20" y="{_HEIGHT / 2}" text-anchor="middle" '
+        f'transform="rotate(-90 20 {_HEIGHT / 2})">target</text>',
+    ]
+
+
+class _scale:
+    """From values to places on the page; equal values lie in the middle."""
+
+    def __init__(self, values: Sequence[float], first: float, last: float) -> None:
+        self._low, self._span = min(values), max(values) - min(values)
+        self._first, self._last = first, last
+
+    def __call__(self, value: float) -> float:
+        share = (value - self._low) / self._span if self._span else 0.5
+        return self._first + share * (self._last - self._first)
