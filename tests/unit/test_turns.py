@@ -141,6 +141,7 @@ def test_rewards_add_up_with_the_return_and_a_failure_of_either_decides():
     assert both.reward == 1.5
     assert both.parts == {"won": 1.0, "short": 0.5, "return": 1.0}
     assert both.steps == env.steps
+    assert added(both, own).reward == 1.5
     failed = Outcome("error", None, reason="hung")
     assert added(failed, own) is failed
     assert added(env, failed).reward is None
