@@ -167,12 +167,9 @@ class Turns(Section):
     max: Positive = Field(default=8, description="turns of the policy; then the episode is cut off")
     max_tokens: Positive | None = Field(
         default=None,
-        description="tokens of an episode after its prompt, the environment's among them; null: as many "
-        "as model.max_length leaves",
+        description="tokens of an episode after its prompt; null: what model.max_length leaves",
     )
-    role: str = Field(
-        default="user", description="of the environment's answers in a chat: user, tool, ..."
-    )
+    role: str = Field(default="user", description="of the environment's answers: user, tool, ...")
 
 
 class Evaluate(Section):

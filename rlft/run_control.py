@@ -204,7 +204,9 @@ class ControlRun(Run):
         """Films the first episodes of the run's first and last evaluation, into `films/`; says once that
         it cannot be done."""
         place = self.folder / "films"
-        if self._unseen or (place.is_dir() and self.step < self.cfg.steps):
+        if self._unseen or not self.cfg.record.films:
+            return
+        if place.is_dir() and self.step < self.cfg.steps:
             return
         films = self._stage.films(self.held_out, self.cfg.record.films, key, greedy)
         for number, (film, why) in enumerate(films):

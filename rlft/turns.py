@@ -281,13 +281,15 @@ def _answering(items: list[bytes]) -> Question:
 
 
 def added(env: Outcome | None, own: Outcome) -> Outcome:
-    """The outcome of an episode that rewards judged, too: they add up, and the first failure decides."""
+    """The outcome of an episode that rewards judged, too: they add up, and the first failure decides.
+    Judged again, it has the same."""
     if env is None:
         return own
     if env.kind != "value" or env.reward is None:
         return env
     if own.kind != "value" or own.reward is None:
         return replace(own, parts={**env.parts, **own.parts})
-    parts: dict[str, Any] = {**env.parts, **own.parts, "return": env.reward}
+    ret = env.parts.get("return", env.reward)
+    parts: dict[str, Any] = {**env.parts, **own.parts, "return": ret}
     seconds = env.seconds + own.seconds
-    return Outcome("value", env.reward + own.reward, parts, "", seconds, steps=env.steps)
+    return Outcome("value", ret + own.reward, parts, "", seconds, steps=env.steps)

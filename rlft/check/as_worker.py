@@ -23,7 +23,7 @@ from rlft import registry
 from rlft.algo import Algo
 from rlft.config import Config
 from rlft.errors import DataError, PluginError, UserError, did_you_mean
-from rlft.types import Task
+from rlft.types import Attempt, Task
 
 PATIENCE_S = 40.0
 """For each thing that the worker does: starting, importing a plug-in, scoring one answer."""
@@ -103,7 +103,8 @@ def main(folder: Path) -> None:
         _note(folder, "resolving the engine and the transport")
         registry.resolve("engine", cfg.sampler.engine)
         registry.resolve("transport", cfg.publish.transport)
-        answer = {"kind": "fine", "lines": list(_rewards(cfg, tasks, folder))}
+        lines = [*_rewards(cfg, tasks, folder), *turns(cfg, tasks, folder)]
+        answer = {"kind": "fine", "lines": lines}
     except DataError as error:
         answer = {"kind": "data", "text": str(error)}
     except (UserError, ImportError, AttributeError) as error:
@@ -138,6 +139,37 @@ def _rewards(cfg: Config, tasks: Sequence[Task], folder: Path) -> Iterable[str]:
             if values:
                 means.append(f"{sum(values) / len(values):.2f} on {len(values)} {kind}")
         yield f"reward {spec.fn}: {', '.join(means) or 'not tried, there is no task'}"
+
+
+def turns(cfg: Config, tasks: Sequence[Task], folder: Path) -> Iterable[str]:
+    """Plays the first turn of each task with an environment that answers back: of its demonstration, and
+    an empty one. Raises DataError for what the environment raises."""
+    from rlft.rewards.dialogues import Dialogues
+    from rlft.rewards.item import conversation
+    from rlft.rewards.outcome import score_one
+    from rlft.rewards.places import host
+
+    if host(cfg) is None:
+        return
+    name = cfg.env if isinstance(cfg.env, str) else cfg.env["name"]
+    _note(folder, f"making environment {name}")
+    asked = Dialogues(cfg.env)
+    asked.load()
+    shown = 0
+    for task in tasks:
+        said = [d[0] for d in task.dialogues[:1]] or [*task.demos[:1]]
+        for number, text in enumerate([*said, ""]):
+            _note(folder, f"environment {name} on task {task.id!r}")
+            messages = conversation(task.prompt, (text,), cfg.turns.role)
+            attempt = Attempt(f"{task.id}.{number}", "policy", text, messages)
+            outcome = score_one([(name, asked, 1.0)], attempt, task, 0.0)
+            if outcome.kind == "error":
+                raise DataError(
+                    f"environment {name} fails on the turn {text[:80]!r} of task {task.id!r}, so it would "
+                    f"fail in the run. {_columns(task)} Correct the environment.\n{outcome.reason}"
+                )
+            shown += 1
+    yield f"environment {name}: answered {shown} first turns"
 
 
 def task_answer(task: Task) -> str | None:

@@ -41,8 +41,7 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
     if acts:
         _check_acting(cfg, env)
     elif cfg.model.build is not None:
-        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
-        registry.build("model", spec)
+        registry.build("model", cfg.model.build)
     evaluates = cfg.eval.every or cfg.eval.at_start or cfg.eval.at_end
     if (algo.samples or evaluates) and cfg.sampler.num == 0:
         what = f"algo {type(algo).__name__}" if algo.samples else "eval"
@@ -86,6 +85,11 @@ def _check_talking(cfg: Config, algo: Algo) -> None:
             f"algo {type(algo).__name__} evaluates members of a population, which is not built for an "
             f"environment that answers back; use one that learns by gradients, such as grpo"
         )
+    if getattr(algo, "references", 0):
+        raise ConfigError(
+            f"algo {type(algo).__name__} begins answers with demonstrations (algo.references), which is "
+            f"not built for an environment that answers back; use one without, such as grpo, ppo or sft"
+        )
     if getattr(algo, "overlong_buffer", 0):
         raise ConfigError(
             "algo.overlong_buffer lowers the reward of one long answer (sampler.max_tokens); an episode of "
@@ -95,8 +99,7 @@ def _check_talking(cfg: Config, algo: Algo) -> None:
 
 def _check_acting(cfg: Config, env: Any) -> None:
     """What a policy that acts can do without, and what it needs."""
-    from rlft.policy.distributions import distribution_of
-    from rlft.policy.observed import parts_of
+    from rlft.sampling.spaces import check_spaces
 
     if cfg.rewards.fns:
         raise ConfigError(
@@ -123,11 +126,10 @@ def _check_acting(cfg: Config, env: Any) -> None:
             "numbers on a CPU, by `rlft run --resume` from the checkpoint before it"
         )
     one = env.make()
-    parts_of(one.observation_space)
-    distribution_of(one.action_space)
+    name = cfg.env if isinstance(cfg.env, str) else cfg.env["name"]
+    check_spaces(one.observation_space, one.action_space, f"env {name}")
     if cfg.model.build is not None:
-        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
-        registry.build("network", spec)(one.observation_space, one.action_space)
+        registry.build("network", cfg.model.build)(one.observation_space, one.action_space)
     one.close()
 
 

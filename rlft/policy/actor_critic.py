@@ -309,7 +309,7 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
     return policy
 
 
-def new_policy(spec: Mapping[str, Any], env: Any, seed: int, folder: Path) -> Path:
+def new_policy(spec: str | Mapping[str, Any], env: Any, seed: int, folder: Path) -> Path:
     """A fresh policy for the spaces of `env`, saved as `folder`, which is returned."""
     from safetensors.torch import save_file
 
@@ -325,7 +325,7 @@ def new_policy(spec: Mapping[str, Any], env: Any, seed: int, folder: Path) -> Pa
         {n: t.contiguous() for n, t in policy.state_dict().items()}, beside / "model.safetensors"
     )
     said = {
-        "network": dict(spec),
+        "network": {"name": spec} if isinstance(spec, str) else dict(spec),
         "observations": str(env.observation_space),
         "actions": str(env.action_space),
     }

@@ -40,8 +40,8 @@ def policy_folder(cfg: Config, env: Any, run_folder: Path) -> Path:
         folder = run_folder / "start"
         if (folder / "policy.json").is_file():
             return folder
-        spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
-        return new_policy(spec, one, cfg.seed, folder)
+        assert cfg.model.build is not None
+        return new_policy(cfg.model.build, one, cfg.seed, folder)
     finally:
         one.close()
 
@@ -79,9 +79,8 @@ def _built(cfg: Config, folder: Path) -> Path:
     from transformers.utils import logging as transformers_logging
 
     assert cfg.model.build is not None
-    spec = cfg.model.build if isinstance(cfg.model.build, dict) else {"name": cfg.model.build}
     transformers_logging.disable_progress_bar()
-    model, tokenizer = registry.build("model", spec)(cfg.seed)
+    model, tokenizer = registry.build("model", cfg.model.build)(cfg.seed)
     # Beside, then renamed: a run that is killed here must not find half a model when it comes back.
     beside = folder.with_name(f".{folder.name}")
     shutil.rmtree(beside, ignore_errors=True)

@@ -27,7 +27,7 @@ from rlft.errors import CheckpointError
 from rlft.filters import members_of
 from rlft.types import Group, Row, RowRef
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

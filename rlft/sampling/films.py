@@ -6,6 +6,7 @@ says why.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 MOST_FRAMES = 120
 """Frames of a film; a longer episode is shown to there."""
 
-LARGEST = 160
+LARGEST = 200
 """Pixels of the longer side; larger frames are made smaller by whole factors."""
 
 FRAME_MS = 120
@@ -30,7 +31,6 @@ class Camera(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would open a window
-        self.unwrapped.render_mode = "rgb_array"
         self.frames: list[np.ndarray] = []
         self.fault = ""
 
@@ -48,6 +48,9 @@ class Camera(gymnasium.Wrapper):
     def _shoot(self) -> None:
         if self.fault or len(self.frames) >= MOST_FRAMES:
             return
+        # Each time: a reset to a snapshot brings back the mode of the environment that it was taken of.
+        with contextlib.suppress(AttributeError):  # whose mode is fixed draws as it does
+            self.unwrapped.render_mode = "rgb_array"
         try:
             drawn: Any = self.env.render()
         except Exception as error:

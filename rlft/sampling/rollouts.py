@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from rlft.policy.actor_critic import as_tensors, load_policy
-from rlft.sampling.episodes import Acted, Block, Piece, Seen, Start
-from rlft.sampling.vector import choice_of
+from rlft.policy.actor_critic import load_policy
+from rlft.sampling.episodes import Block, Piece, Start
+from rlft.sampling.vector import act, block_of, choice_of
 from rlft.seeding import Key
 from rlft.types import Episode, Task
 
@@ -69,26 +69,12 @@ def pieces_of(
     policy = load_policy(folder, one).eval()
     choice = choice_of(policy, one.action_space, torch.device("cpu"))
     one.close()
-    block = Block(
-        env.make,
-        envs,
-        choice,
-        tuple(getattr(env, "traces", ())),
-        how=getattr(env, "snapshots", "copy"),
-        solved_above=getattr(env, "solved_above", None),
-    )
-
-    @torch.inference_mode()
-    def act(seen: Seen) -> Acted:
-        state = None if seen.state is None else torch.from_numpy(seen.state)
-        params, value, after = policy.act(as_tensors(seen.obs, torch.device("cpu")), state)
-        return Acted(params.numpy(), value.numpy(), None if after is None else after.numpy())
-
+    block = block_of(env, envs, choice)
     rolling = block.episodes(starts(block, policy), greedy=greedy, record=record)
     acted: Any = None
     try:
         while True:
-            acted = act(rolling.send(acted))
+            acted = act(policy, rolling.send(acted), torch.device("cpu"))
     except StopIteration as end:
         pieces, _ = end.value
     finally:

@@ -217,14 +217,8 @@ class Runner:
     def _block(self, number: int) -> Block:
         if number not in self._blocks:
             runner = self._cfg.runner
-            self._blocks[number] = Block(
-                self._env.make,
-                runner.envs,
-                self._choice,
-                tuple(getattr(self._env, "traces", ())),
-                runner.step_timeout,
-                getattr(self._env, "snapshots", "copy"),
-                getattr(self._env, "solved_above", None),
+            self._blocks[number] = block_of(
+                self._env, runner.envs, self._choice, runner.step_timeout
             )
         return self._blocks[number]
 
@@ -250,18 +244,36 @@ class Runner:
             advance(index, one, asked.result() if together else self._act(asked))
         return results
 
-    @torch.inference_mode()
     def _act(self, seen: Seen) -> Acted:
-        state = None if seen.state is None else torch.from_numpy(seen.state).to(self._device)
-        params, value, after = self._policy.act(as_tensors(seen.obs, self._device), state)
-        said = params.cpu().numpy()
-        if not np.isfinite(said).all():
-            raise FloatingPointError("the policy's outputs are not finite")
-        return Acted(
-            said,
-            value.cpu().numpy(),
-            None if after is None else after.cpu().numpy(),
-        )
+        return act(self._policy, seen, self._device)
+
+
+@torch.inference_mode()
+def act(policy: ActorCritic, seen: Seen, device: torch.device) -> Acted:
+    """What the policy says of what environments show. Raises FloatingPointError: it is not finite."""
+    state = None if seen.state is None else torch.from_numpy(seen.state).to(device)
+    params, value, after = policy.act(as_tensors(seen.obs, device), state)
+    said = params.cpu().numpy()
+    if not np.isfinite(said).all():
+        raise FloatingPointError("the policy's outputs are not finite")
+    return Acted(
+        said,
+        value.cpu().numpy(),
+        None if after is None else after.cpu().numpy(),
+    )
+
+
+def block_of(env: Any, envs: int, choice: Choice, timeout: float = 60.0) -> Block:
+    """A block of environments of the plug-in `env`. timeout: seconds for a step."""
+    return Block(
+        env.make,
+        envs,
+        choice,
+        tuple(getattr(env, "traces", ())),
+        timeout,
+        getattr(env, "snapshots", "copy"),
+        getattr(env, "solved_above", None),
+    )
 
 
 @dataclass(frozen=True, slots=True)

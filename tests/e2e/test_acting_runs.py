@@ -60,6 +60,14 @@ def uninterrupted(tmp_path_factory, ray_cluster):
     return folder
 
 
+def test_the_first_held_out_episodes_are_filmed_for_the_report(uninterrupted):
+    films = sorted(path.name for path in (uninterrupted / "films").iterdir())
+    assert films == [f"step_000004.{number}.gif" for number in range(3)]
+    page = (uninterrupted / "report.html").read_text()
+    assert page.count("data:image/gif;base64,") == 3
+    assert "Where episodes went, evaluation after step 4" in page
+
+
 def test_a_budget_for_two_steps_and_two_resumed_are_four_in_the_middle_of_episodes(
     uninterrupted, tmp_path
 ):

@@ -42,6 +42,8 @@ class Echo:
         one = Counting(task, seed, self.turns)
         if not self.broken or int(task.id[1:]) % 4:
             return one
+        if self.broken == "never opens":
+            raise FileNotFoundError("no such room")
         return Broken(one, self.broken, self.folder)
 
 

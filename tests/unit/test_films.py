@@ -23,6 +23,7 @@ class Drawn(gymnasium.Env):
 
     def reset(self, **keys):
         self.at = 0
+        self.render_mode = None  # as a reset to a snapshot of an environment that was not filmed
         return 0, {}
 
     def step(self, action):

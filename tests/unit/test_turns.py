@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlft.check import check_plugins
+from rlft.check.as_worker import turns
 from rlft.config import parse_config
 from rlft.errors import ConfigError, DataError
 from rlft.policy.text import Text
@@ -140,6 +141,7 @@ def test_rewards_add_up_with_the_return_and_a_failure_of_either_decides():
     assert both.reward == 1.5
     assert both.parts == {"won": 1.0, "short": 0.5, "return": 1.0}
     assert both.steps == env.steps
+    assert added(both, own).reward == 1.5
     failed = Outcome("error", None, reason="hung")
     assert added(failed, own) is failed
     assert added(env, failed).reward is None
@@ -190,12 +192,28 @@ def test_an_environment_that_answers_back_needs_no_reward():
     "changes, words",
     [
         ({"algo": "es"}, "not built for an environment that answers back"),
+        ({"algo": "tempsamp"}, "begins answers with demonstrations"),
         ({"algo": {"name": "grpo", "overlong_buffer": 4}}, "set algo.overlong_buffer=0"),
     ],
 )
 def test_what_is_not_built_for_turns_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         check_plugins(parse_config(tree(**changes), "turns"))
+
+
+def test_a_check_plays_a_first_turn_of_each_task(tmp_path):
+    cfg = parse_config(tree(), "turns")
+    env = check_plugins(cfg)[1]
+    tasks = [env.train()[i] for i in range(3)]
+    assert list(turns(cfg, tasks, tmp_path)) == ["environment calculator: answered 6 first turns"]
+    broken = {"name": "rooms_in_words:Echo", "broken": "never opens"}
+    cfg = parse_config(tree(env=broken), "turns")
+    with pytest.raises(
+        DataError, match=r"(?s)fails on the turn '' of task 't0'.*no such room"
+    ) as raised:
+        list(turns(cfg, check_plugins(cfg)[1].train()[:1], tmp_path))
+    assert "Correct the environment" in str(raised.value)
+    assert list(turns(parse_config(tree(env="addition"), "turns"), tasks, tmp_path)) == []
 
 
 def test_a_budget_below_one_turn_is_refused():
