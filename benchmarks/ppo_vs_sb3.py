@@ -126,7 +126,8 @@ def stepping(seconds: float = 6.0) -> tuple[float, float]:
     """Steps a second on one core: the bare environment, and a runner's block, with random actions."""
     from envs.minigrid import MiniGrid
     from rlft.policy.distributions import distribution_of
-    from rlft.sampling.episodes import Acted, Block, Choice
+    from rlft.sampling.episodes import Block
+    from rlft.sampling.strips import Acted, Choice
     from rlft.sampling.vector import to_env
     from rlft.seeding import Key
 

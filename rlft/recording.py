@@ -13,8 +13,9 @@ from rlft.demonstrations import Demonstration, check_name, write
 from rlft.errors import ConfigError
 from rlft.evaluate import Subject
 from rlft.policy.observed import WHOLE
-from rlft.sampling.episodes import Piece, Start
+from rlft.sampling.episodes import Start
 from rlft.sampling.rollouts import pieces_of
+from rlft.sampling.strips import Piece
 from rlft.sampling.vector import to_env
 from rlft.seeding import Key
 

@@ -8,7 +8,7 @@ does it: seeds and noise come from the work's own key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,41 +20,11 @@ from rlft.policy.observed import as_arrays
 from rlft.sampling.abreast import Abreast
 from rlft.sampling.guarded import Guarded, Point, Running
 from rlft.sampling.snapshot import How
+from rlft.sampling.strips import Acted, Choice, Line, Piece, Record, Seen
 from rlft.seeding import Key
-from rlft.types import End, Episode, Strip, Task
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the policy is to act on: observations `[M, ...]` by name, states `[M, H]` or None."""
-
-    obs: Mapping[str, np.ndarray]
-    state: np.ndarray | None
-
-
-@dataclass(frozen=True, slots=True)
-class Acted:
-    """Its answer: params `[M, D]`, value `[M]`, next state `[M, H]` or None."""
-
-    params: np.ndarray
-    value: np.ndarray
-    state: np.ndarray | None
-
+from rlft.types import End, Episode, Task
 
 Rolling = Generator[Seen, Acted, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How actions are chosen from parameters. choose: (params, noise or None for the mode) -> float32
-    `[M, A]`; noise: (generator, count) -> float32 `[count, ...]`; logp: (params, action) -> `[...]`;
-    state_size: numbers of a recurrent state; to_env: float32 `[M, A]` -> what the environments take."""
-
-    choose: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-    noise: Callable[[np.random.Generator, int], np.ndarray]
-    logp: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    state_size: int
-    to_env: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +47,6 @@ class Rest:
     state: np.ndarray | None
     episodes: tuple[int, ...]
     number: int
-
-
-@dataclass(slots=True)
-class Piece:
-    """A strip and what the driver learns of it."""
-
-    strip: Strip
-    slot: int
-    end: End
-    episode: Episode | None
 
 
 class Block:
@@ -112,7 +72,7 @@ class Block:
         self._state = np.zeros((size, choice.state_size), np.float32) if choice.state_size else None
         self._obs: dict[str, np.ndarray] = {}
         self._held: Rest | None = None
-        self._record: _Record | None = None
+        self._record: Record | None = None
         self._began = [(0, 0.0)] * size  # steps and return of the episode before what is recorded
 
     @property
@@ -186,10 +146,10 @@ class Block:
         self._held = Rest(points, state, tuple(episodes), self.number)
         return pieces, self._held
 
-    def _recording(self, steps: int) -> _Record:
+    def _recording(self, steps: int) -> Record:
         """Arrays for so many steps: the last ones again, since strips copy and fresh memory is slow."""
         if self._record is None or self._record.steps != steps:
-            self._record = _Record(self.size, steps)
+            self._record = Record(self.size, steps)
         self._record.begin()
         return self._record
 
@@ -234,7 +194,7 @@ class Block:
         self._held = None
         pieces: list[Piece | None] = [None] * len(starts)
         states: list[np.ndarray | None] = [None] * len(starts)
-        records: list[_Line | None] = [None] * self.size
+        records: list[Line | None] = [None] * self.size
         waiting = iter(range(len(starts)))
 
         def next_for(slot: int) -> None:
@@ -247,7 +207,7 @@ class Block:
             self._envs[slot].begin(start.point or _running(start.task))
             past = start.point.running if start.point else None
             self._began[slot] = (past.length, past.ret) if past else (0, 0.0)
-            records[slot] = _Line(index, start.seed, record)
+            records[slot] = Line(index, start.seed, record)
             if self._state is not None:
                 self._state = self._state.copy()
                 self._state[slot] = 0 if start.state is None else start.state
@@ -323,7 +283,7 @@ class Block:
         if self._state is not None and not keep_state:
             self._state = np.where(which[:, None], np.float32(0), self._state)
 
-    def _noise(self, records: Sequence[_Line | None]) -> np.ndarray:
+    def _noise(self, records: Sequence[Line | None]) -> np.ndarray:
         drawn = [None if line is None else line.noise(self.choice) for line in records]
         blank = np.zeros_like(next(x for x in drawn if x is not None))
         return np.stack([blank if x is None else x for x in drawn])
@@ -354,115 +314,3 @@ class Block:
 
 def _running(task: Task) -> Running:
     return Running(int(task.info["seed"]), dict(task.info.get("options") or {}))
-
-
-class _Record:
-    """What M environments did in a fixed number of steps, written into arrays `[T, M, ...]`."""
-
-    def __init__(self, size: int, steps: int) -> None:
-        self._size, self.steps = size, steps
-        self._arrays: dict[str, np.ndarray] = {}
-        self._obs: dict[str, np.ndarray] = {}
-        self._logp: np.ndarray | None = None
-
-    def begin(self) -> None:
-        """Forgets what was recorded."""
-        self._logp = None
-
-    def see(self, t: int, seen: Seen) -> None:
-        for name, x in seen.obs.items():
-            if name not in self._obs:
-                self._obs[name] = np.empty((self.steps, *x.shape), x.dtype)
-            self._obs[name][t] = x
-        if seen.state is not None:
-            self._put("state", t, seen.state)
-
-    def act(self, t: int, action: np.ndarray, acted: Acted, reward: np.ndarray) -> None:
-        for name, x in (
-            ("action", action),
-            ("params", acted.params),
-            ("value", acted.value),
-            ("reward", reward),
-        ):
-            self._put(name, t, x)
-
-    def _put(self, name: str, t: int, x: np.ndarray) -> None:
-        if name not in self._arrays:
-            self._arrays[name] = np.empty((self.steps, *x.shape), np.float32)
-        self._arrays[name][t] = x
-
-    def weigh(self, choice: Choice) -> None:
-        """Takes the log-probs of all steps at once, for the strips that are made afterwards."""
-        self._logp = choice.logp(self._arrays["params"], self._arrays["action"])
-
-    def strip(
-        self, slot: int, first: int, upto: int, bootstrap: float, after: Any, choice: Choice
-    ) -> Strip:
-        a = {name: x[first:upto, slot].copy() for name, x in self._arrays.items()}
-        logp = None if self._logp is None else self._logp[first:upto, slot].copy()
-        return Strip(
-            {name: x[first:upto, slot].copy() for name, x in self._obs.items()},
-            a["action"],
-            a["params"],
-            choice.logp(a["params"], a["action"]) if logp is None else logp,
-            a["value"],
-            a["reward"],
-            bootstrap,
-            self._arrays["state"][first, slot].copy() if "state" in a else None,
-            after,
-        )
-
-
-class _Line:
-    """What one environment did in one episode. index: of its start; seed: of its noise; keep: whether
-    more than the last step is kept."""
-
-    def __init__(self, index: int, seed: int, keep: bool = True) -> None:
-        self.index, self._keep = index, keep
-        self._rng = np.random.default_rng(seed)
-        self._ahead: list[np.ndarray] = []
-        self._obs: list[dict[str, np.ndarray]] = []
-        self._state: list[np.ndarray | None] = []
-        self._acts: list[tuple[Any, ...]] = []
-
-    def see(self, seen: Seen, slot: int) -> None:
-        if not self._keep:
-            self._obs, self._state, self._acts = [], [], []
-        self._obs.append({name: x[slot].copy() for name, x in seen.obs.items()})
-        self._state.append(None if seen.state is None else seen.state[slot].copy())
-
-    def act(self, action: np.ndarray, acted: Acted, slot: int, reward: float) -> None:
-        self._acts.append(
-            (action.copy(), acted.params[slot].copy(), float(acted.value[slot]), float(reward))
-        )
-
-    def noise(self, choice: Choice) -> np.ndarray:
-        """The noise of the next action; drawn for many at once."""
-        if not self._ahead:
-            self._ahead = list(choice.noise(self._rng, 32))[::-1]
-        return self._ahead.pop()
-
-    def states(self) -> np.ndarray | None:
-        return None if self._state[0] is None else np.stack(self._state)  # type: ignore[arg-type]
-
-    def strip(self, bootstrap: float, after: Any, choice: Choice, *, failed: bool) -> Strip:
-        obs, acts = self._obs, self._acts
-        if failed or not self._keep:  # a step that failed taught nothing
-            obs, acts = obs[:-1], acts[:-1]
-        action, params, value, reward = (
-            np.array([act[i] for act in acts], np.float32) for i in range(4)
-        )
-        if not acts:
-            action, params = (np.zeros((0, len(self._acts[0][i])), np.float32) for i in (0, 1))
-        return Strip(
-            {name: np.stack([o[name] for o in obs]) if obs else x[None][:0]
-             for name, x in self._obs[0].items()},
-            action,
-            params,
-            choice.logp(params, action),
-            value,
-            reward,
-            bootstrap,
-            self._state[0],
-            after,
-        )  # fmt: skip

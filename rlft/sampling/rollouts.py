@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rlft.policy.actor_critic import load_policy
-from rlft.sampling.episodes import Block, Piece, Start
+from rlft.sampling.episodes import Block, Start
+from rlft.sampling.strips import Piece
 from rlft.sampling.vector import act, block_of, choice_of
 from rlft.seeding import Key
 from rlft.types import Episode, Task

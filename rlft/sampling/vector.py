@@ -26,9 +26,10 @@ from rlft.errors import WeightsMismatch
 from rlft.policy.actor_critic import ActorCritic, as_tensors, load_policy
 from rlft.policy.distributions import Categoricals
 from rlft.policy.observed import as_arrays
-from rlft.sampling.episodes import Acted, Block, Choice, Piece, Rest, Rolling, Seen, Start
+from rlft.sampling.episodes import Block, Rest, Rolling, Start
 from rlft.sampling.films import Cameras
 from rlft.sampling.guarded import Alarm
+from rlft.sampling.strips import Acted, Choice, Piece, Seen
 from rlft.seeding import Key
 from rlft.types import End, Episode, Strip, Task, WeightUpdate
 from rlft.weights.fingerprint import check_manifest

@@ -12,8 +12,9 @@ from rlft.errors import ConfigError
 from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors
 from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
 from rlft.policy.networks import CNN, CNNGRU, MLP
-from rlft.sampling.episodes import Acted, Block, Start
+from rlft.sampling.episodes import Block, Start
 from rlft.sampling.guarded import Alarm
+from rlft.sampling.strips import Acted
 from rlft.sampling.vector import choice_of, rollout_states, to_env
 from rlft.seeding import Key
 from rlft.types import Task

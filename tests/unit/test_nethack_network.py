@@ -71,7 +71,7 @@ def test_what_it_says_of_a_segment_is_what_it_acted_by():
             while True:
                 seen = rolling.send(answer)
                 said = policy.act(as_tensors(seen.obs, CPU), torch.from_numpy(seen.state))
-                from rlft.sampling.episodes import Acted
+                from rlft.sampling.strips import Acted
 
                 answer = Acted(*(x.numpy() for x in said))
         except StopIteration as end:

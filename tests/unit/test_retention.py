@@ -77,7 +77,7 @@ class Student:
         self.policy, self.seen = module, []
         self.state_size = module.state_size
 
-    def forward(self, obs, state, action, behaviour, teacher=None):
+    def forward(self, obs, state, action, behaviour, teacher=None, **_):
         self.seen.append(obs["observation"])
         params, value = self.policy(obs, state)
         d = self.policy.distribution
