@@ -235,6 +235,8 @@ def list_() -> None:
         "distance",
         "diversity",
         "merge",
+        "trainable",
+        "optimizer",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))

@@ -43,6 +43,8 @@ _HOMES = {
     "distance": "rlft.paths.distances",
     "diversity": "rlft.diversity",
     "merge": "rlft.merging.methods",
+    "trainable": "rlft.learning.trainable",
+    "optimizer": "rlft.learning.optimizers",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
@@ -58,6 +60,8 @@ _ONE_CLASS_A_FILE = {
     "algo": ("collect", "learn"),
     "env": ("train", "held_out"),
     "merge": ("mixed",),
+    "trainable": ("prepared", "kept"),
+    "optimizer": ("made",),
 }
 """Kinds whose short name is a file name, and the methods that its one public class must have."""
 

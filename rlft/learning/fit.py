@@ -141,6 +141,8 @@ def run_fit(
             sums.add("critic/grad_norm", norm if applied else 0.0, float(applied))
     metrics |= with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
+    if (share := learner.trained_share()) is not None:
+        metrics["trained_share"] = share
     coefs = zip(job.terms, job.coef, strict=True)
     metrics.update({f"coef/{term.name}": coef for term, coef in coefs if coef != 1.0})
     metrics["skipped_updates"] = float(skipped)

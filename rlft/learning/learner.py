@@ -18,7 +18,9 @@ import torch.distributed as dist
 
 from rlft.config import Config
 from rlft.errors import ConfigError
+from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.optimizer import guard
+from rlft.learning.wiring import attach, names, policy_optimizer, trained_part
 from rlft.packing import Packing
 from rlft.policy.lm import LMPolicy
 from rlft.types import PolicyOut
@@ -46,7 +48,8 @@ def deepspeed_config(cfg: Config) -> tuple[dict[str, Any], list[str]]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    required["gradient_clipping"] = 0.0 if _guards_itself(cfg) else learner.max_grad_norm
+    clipped_elsewhere = _guards_itself(cfg) or learner.clip != "global"
+    required["gradient_clipping"] = 0.0 if clipped_elsewhere else learner.max_grad_norm
     notes: list[str] = []
     return _overridden(given, required, "learner.deepspeed", notes), notes
 
@@ -94,10 +97,15 @@ class Trained:
             config=config,
         )
         if _guards_itself(cfg):
-            guard(self.engine.optimizer, cfg.learner.max_grad_norm)
+            limit = cfg.learner.max_grad_norm if cfg.learner.clip == "global" else 0.0
+            guard(self.engine.optimizer, limit)
         if self.world == 1 and cfg.learner.zero_stage == 0:
             self.engine.enable_backward_allreduce = False  # alone, a rank has nobody to agree with
+        self._attach(module, optimizer)
         self.engine.train()
+
+    def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """What is done to the optimizer once DeepSpeed has made the tensors that it steps."""
 
     def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         learner = self.cfg.learner
@@ -154,7 +162,24 @@ class Trained:
 
 
 class Learner(Trained):
-    """The policy, as it is trained and published."""
+    """The policy, as it is trained and published; what is trained and how, as the configuration says."""
+
+    def __init__(self, cfg: Config, policy: LMPolicy) -> None:
+        self._method = trained_part(cfg)
+        policy.lm = self._method.prepared(policy.lm, cfg.seed)
+        self._named = names(policy)
+        super().__init__(cfg, policy)
+
+    def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return policy_optimizer(self.cfg, self._method, self._named)
+
+    def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        self._chosen = optimizer if isinstance(optimizer, ChosenAdamW) else None
+        attach(self.cfg, self.engine, optimizer, module)
+
+    def trained_share(self) -> float | None:
+        """The share of this rank's weights that were trained in the last step, where that is chosen."""
+        return None if self._chosen is None else self._chosen.kept_share()
 
     @property
     def policy(self) -> LMPolicy:
