@@ -22,6 +22,7 @@ from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.optimizer import guard
 from rlft.learning.wiring import attach, names, policy_optimizer, trained_part
 from rlft.packing import Packing
+from rlft.policy.adapters import merged, wrapped_layers
 from rlft.policy.lm import LMPolicy
 from rlft.types import PolicyOut
 
@@ -175,7 +176,7 @@ class Learner(Trained):
 
     def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self._chosen = optimizer if isinstance(optimizer, ChosenAdamW) else None
-        attach(self.cfg, self.engine, optimizer, module)
+        attach(self.cfg, self._method, self.engine, optimizer, module)
 
     def trained_share(self) -> float | None:
         """The share of this rank's weights that were trained in the last step, where that is chosen."""
@@ -209,17 +210,21 @@ class Learner(Trained):
         dtype = getattr(torch, self.cfg.model.dtype)
         causal = self.policy.causal_lm()
         tied = bool(getattr(causal.config, "tie_word_embeddings", False))
-        merged = merged_deltas(causal)
+        deltas = merged_deltas(causal) if self.cfg.model.lora is not None else {}
+        own, layers = wrapped_layers(causal)
         gathered = self.cfg.learner.zero_stage == 3  # then what is yielded outlives the parameter
         for name, parameter in causal.named_parameters(remove_duplicate=not tied):
-            if "lora_" in name or (tied and name == "lm_head.weight"):
+            if id(parameter) in own or (tied and name == "lm_head.weight"):
                 continue
             plain = name.replace(".base_layer.", ".")
-            with self._gathered([parameter, *merged.get(plain, ((), 0.0))[0]]):
+            beside = list(layers[plain].parameters()) if plain in layers else []
+            with self._gathered([parameter, *(p for p in beside if p is not parameter)]):
                 tensor = parameter.detach()
-                if plain in merged:
-                    (down, up), scale = merged[plain]
+                if plain in deltas:
+                    (down, up), scale = deltas[plain]
                     tensor = tensor.float() + scale * (up.detach().float() @ down.detach().float())
+                elif plain in layers:
+                    tensor = merged(layers[plain])[plain.rsplit(".", 1)[-1]]
                 yield plain, tensor.to("cpu", dtype, copy=gathered)
 
     def adapter_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -29,9 +29,11 @@ class Trainable(Protocol):
     """A frozen dataclass whose fields are its keys.
 
     chooses: whether it picks elements while training goes on; else `prepared` settles all of it.
+    pushed: the end of the names of weights that a penalty pushes down by `sparsity`, or None.
     """
 
     chooses: ClassVar[bool] = False
+    pushed: ClassVar[str | None] = None
 
     def prepared(self, lm: Any, seed: int) -> Any:
         """The model with adapters in place and `requires_grad` set."""

@@ -11,7 +11,7 @@ from rlft import registry
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.learning.chosen import ChosenAdamW
-from rlft.learning.clipping import clip_by_parameter
+from rlft.learning.clipping import clip_by_parameter, push
 from rlft.learning.pieces import flats
 from rlft.learning.trained_part import Optimizing, Trainable
 from rlft.seeding import Key
@@ -37,7 +37,7 @@ def trained_part(cfg: Config) -> Trainable:
             f"learner.trainable={name} steps chosen elements with AdamW, learner.optimizer={optimizer} "
             f"whole matrices: set learner.optimizer=adamw, or choose by patterns"
         )
-    ours = method.chooses or optimizer != "adamw" or learner.clip != "global"
+    ours = method.chooses or method.pushed or optimizer != "adamw" or learner.clip != "global"
     if ours and "optimizer" in learner.deepspeed:
         raise ConfigError(
             f"learner.deepspeed.optimizer leaves no room for learner.trainable={name}, "
@@ -86,14 +86,20 @@ def names(module: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def attach(
-    cfg: Config, engine: Any, optimizer: torch.optim.Optimizer | None, module: torch.nn.Module
+    cfg: Config,
+    method: Trainable,
+    engine: Any,
+    optimizer: torch.optim.Optimizer | None,
+    module: torch.nn.Module,
 ) -> None:
     """Tells the optimizer where its elements lie, and makes it clip by parameter if asked."""
     by_parameter = cfg.learner.clip == "parameter"
-    if optimizer is None or not (hasattr(optimizer, "layout") or by_parameter):
+    if optimizer is None or not (hasattr(optimizer, "layout") or by_parameter or method.pushed):
         return
     layout = flats(engine, names(module))
     if hasattr(optimizer, "layout"):
         optimizer.layout = layout
+    if method.pushed is not None:
+        push(optimizer, layout, method.pushed, method.sparsity)  # type: ignore[attr-defined]
     if by_parameter:
         clip_by_parameter(optimizer, layout, cfg.learner.max_grad_norm)

@@ -151,7 +151,8 @@ def _provenance(made: Recipe, digests: Sequence[xxhash.xxh3_64]) -> dict[str, An
     import rlft
 
     method = made.method
-    settings = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[call-overload]
+    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    settings = {field.name: getattr(method, field.name) for field in fields}
     count = len(method.takes)
     roles = [*method.takes, *["model"] * (len(made.sources) - count)]
     return {

@@ -42,6 +42,14 @@ METHODS = {
     "lift": {"name": "lift", "rank": 4, "share": 0.05, "every": 2},
     "magnitude": {"name": "top_k", "share": 0.1},
     "gradient": {"name": "top_k", "by": "gradient", "share": 0.1, "every": 2},
+    "vera": {
+        "name": "peft",
+        "config": "VeraConfig",
+        "args": {"r": 8, "target_modules": ["q_proj"]},
+    },
+    "oft": {"name": "peft", "config": "OFTConfig", "args": {"oft_block_size": 8, "r": 0}},
+    "selective": {"name": "selective_lora", "rank": 4},
+    "s2ft": {"name": "s2ft", "channels": 0.1, "heads": 0.5},
 }
 MUON = {"name": "muon"}
 MUON8 = {"name": "muon", "bits": 8}
@@ -137,6 +145,17 @@ def check_chosen(results, stage):
                         assert size[where].min() >= size[~where].max()
             if name == "hft" and "embed" in weight:
                 assert where.any()
+            if name in ("oft", "selective"):
+                assert bool(where.any()) == matrix, (name, weight)
+            if name == "vera":
+                assert bool(where.any()) == ("q_proj" in weight), weight
+            if name == "s2ft":
+                role = weight.split(".")[-2]
+                rows = {"up_proj": 6, "gate_proj": 6, "q_proj": 16}.get(role, 0)
+                columns = {"down_proj": 6, "o_proj": 16}.get(role, 0)
+                assert (where.any(1).sum() if where.ndim > 1 and rows else rows) == rows, weight
+                assert (where.any(0).sum() if columns else columns) == columns, weight
+                assert bool(where.any()) == bool(rows or columns), weight
 
 
 def test_what_is_not_chosen_stays_bit_for_bit(alone):
@@ -168,7 +187,8 @@ def test_each_gradient_is_clipped_by_itself(alone):
 def test_muon_moves_matrices_alike_and_the_rest_as_adamw_does(alone):
     muon, full = alone["muon 0"], alone["full 0"]
     name = "model.norm.weight"
-    assert torch.allclose(muon["after"][name], full["after"][name], atol=3e-3)  # of steps of 0.03
+    gap = (muon["after"][name] - full["after"][name]).abs().mean()
+    assert gap < 0.1 * (full["after"][name] - full["before"][name]).abs().mean()
     eight = alone["muon8 0"]
     for weight in muon["after"]:
         step = muon["after"][weight] - muon["before"][weight]
