@@ -206,11 +206,14 @@ def test_at_every_stage(stage, world, alone, model_folder, tmp_path):
         first, second = results[f"{name} {stage}"]["again"]
         assert all(torch.equal(first[n], second[n]) for n in first), name
     for name in [n.removesuffix(" 0") for n in alone]:
-        if name == "gradient":
-            continue  # near ties of gradients fall otherwise where sums are taken in another order
         one, other = alone[f"{name} 0"]["after"], results[f"{name} {stage}"]["after"]
-        for weight in one:
-            assert torch.allclose(one[weight], other[weight], atol=3e-4), (name, weight)
+        gap = torch.cat([(one[weight] - other[weight]).abs().view(-1) for weight in one])
+        if world == 1:
+            assert gap.max() == 0, name
+        elif name != "muon8":  # whose blocks are those of a rank
+            # Two ranks add in another order: near ties fall otherwise, and AdamW's first steps on a
+            # gradient near 0 go the other way.
+            assert (gap > 3e-4).double().mean() < 0.01, name
 
 
 @pytest.mark.long

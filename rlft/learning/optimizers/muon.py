@@ -81,8 +81,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def _orthogonal(self, tensor: torch.Tensor, group: Mapping[str, Any]) -> None:
         state, flat, muon = self.state[tensor], self.layout[id(tensor)], self._muon
         grad = tensor.grad.reshape(-1).float()  # type: ignore[union-attr]
-        moving = _read(state, grad).mul_(muon.momentum).add_(grad)
-        _write(state, moving, muon.bits)
+        lengths = [(p.at, p.length) for p in flat.pieces]
+        moving = _read(state, grad, lengths).mul_(muon.momentum).add_(grad)
+        _write(state, moving, muon.bits, lengths)
         update = grad.add(moving, alpha=muon.momentum) if muon.nesterov else moving
         weights = tensor.view(-1)
         weights.mul_(1 - group["lr"] * group["weight_decay"])
@@ -135,17 +136,33 @@ def dequantised(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (blocks * scale[:, None]).view(-1)[: len(q)].clone()
 
 
-def _read(state: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
-    if "q" in state:
-        return dequantised(state["q"], state["scale"])
-    return state["momentum"] if "momentum" in state else torch.zeros_like(like)
+def _read(
+    state: Mapping[str, Any], like: torch.Tensor, stretches: list[tuple[int, int]]
+) -> torch.Tensor:
+    """The momentum, float32, laid out like `like`. stretches: (start, length) of each parameter."""
+    if "momentum" in state:
+        return state["momentum"]
+    moving, block = torch.zeros_like(like), 0
+    for at, length in stretches if "q" in state else ():
+        blocks = -(-length // BLOCK)
+        scale = state["scale"][block : block + blocks]
+        moving[at : at + length] = dequantised(state["q"][at : at + length], scale)
+        block += blocks
+    return moving
 
 
-def _write(state: dict[str, Any], momentum: torch.Tensor, bits: int) -> None:
-    if bits == 8:
-        state["q"], state["scale"] = quantised(momentum)
-    else:
+def _write(
+    state: dict[str, Any], momentum: torch.Tensor, bits: int, stretches: list[tuple[int, int]]
+) -> None:
+    """Stores the momentum. Blocks begin anew with each parameter: one scale never serves two."""
+    if bits == 32:
         state["momentum"] = momentum
+        return
+    q, scales = torch.zeros_like(momentum, dtype=torch.int8), [momentum.new_zeros(0)]
+    for at, length in stretches:
+        q[at : at + length], scale = quantised(momentum[at : at + length])
+        scales.append(scale)
+    state["q"], state["scale"] = q, torch.cat(scales)
 
 
 def _adamw(tensor: torch.Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
