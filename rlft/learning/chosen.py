@@ -42,6 +42,8 @@ class ChosenAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of the chosen elements; chooses first where it is due. A collective."""
         assert closure is None, "nothing here evaluates a loss again"
+        if not self.layout:
+            return  # DeepSpeed tries a step while it is built, at some stages
         for group in self.param_groups:
             for tensor in group["params"]:
                 if tensor.grad is not None:

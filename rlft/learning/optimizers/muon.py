@@ -69,6 +69,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step. A collective."""
         assert closure is None, "nothing here evaluates a loss again"
+        if not self.layout:
+            return  # DeepSpeed tries a step while it is built, at some stages
         for group in self.param_groups:
             for tensor in group["params"]:
                 if tensor.grad is None:
