@@ -270,6 +270,8 @@ def list_() -> None:
         "retention",
         "probe",
         "merge",
+        "trainable",
+        "optimizer",
     ):
         for name in registry.short_names(kind):
             table.add_row(kind, name, registry.summary(kind, name))

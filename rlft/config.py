@@ -88,6 +88,11 @@ class Learner(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(default=1.0, description="0: no clipping")
+    clip: Literal["global", "parameter"] = Field(
+        default="global", description="what is clipped to max_grad_norm: all gradients, or each"
+    )
+    trainable: Plugin = Field(default="full", description="which weights are trained")
+    optimizer: Plugin = Field(default="adamw", description="adamw, muon, or a plug-in class")
     token_budget: Positive = Field(
         default=4096, description="padded tokens per micro-batch; a longer row gets its own"
     )

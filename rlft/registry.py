@@ -45,6 +45,8 @@ _HOMES = {
     "retention": "rlft.retention",
     "probe": "rlft.probes",
     "merge": "rlft.merging.methods",
+    "trainable": "rlft.learning.trainable",
+    "optimizer": "rlft.learning.optimizers",
 }
 """Where short names of each kind live. Packages of one class a file, or modules of attributes."""
 
@@ -60,6 +62,8 @@ _ONE_CLASS_A_FILE = {
     "algo": ("collect", "learn"),
     "env": ("train", "held_out"),
     "merge": ("mixed",),
+    "trainable": ("prepared", "kept"),
+    "optimizer": ("made",),
 }
 """Kinds whose short name is a file name, and the methods that its one public class must have."""
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from rlft import registry
 from rlft.algo import Algo
+from rlft.check.trained_part import check_trained_part
 from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.not_built import refused
@@ -32,6 +33,7 @@ def check_plugins(cfg: Config) -> tuple[Algo, Any]:
         registry.build("reward", {"name": reward.fn, **reward.args})
     registry.resolve("engine", cfg.sampler.engine)
     registry.resolve("transport", cfg.publish.transport)  # made where the GPUs are
+    check_trained_part(cfg, algo)
     acts = callable(getattr(env, "make", None))
     talks = answers_back(env)
     if acts != algo.acts:

@@ -155,6 +155,8 @@ def run_fit(
             sums.add("critic/grad_norm", norm if applied else 0.0, float(applied))
     metrics |= with_effective_share(sums.reduced(learner.device))
     metrics["lr"] = job.lr
+    if (share := learner.trained_share()) is not None:
+        metrics["trained_share"] = share
     last = coefs(job, job.taken + max(0, len(plan) - skipped - 1))
     metrics.update({f"coef/{name}": coef for name, coef in told(job.terms, last, job.coef)})
     metrics["skipped_updates"] = float(skipped)

@@ -18,10 +18,13 @@ import torch.distributed as dist
 
 from rlft.config import Config, Freeze
 from rlft.errors import ConfigError
+from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.freeze import frozen_groups, still, thaw
 from rlft.learning.optimizer import guard
 from rlft.learning.shards import Intercept
+from rlft.learning.wiring import attach, names, policy_optimizer, trained_part
 from rlft.packing import Packing
+from rlft.policy.adapters import merged, wrapped_layers
 from rlft.policy.distil import Taught
 from rlft.policy.lm import LMPolicy
 from rlft.types import PolicyOut
@@ -49,7 +52,8 @@ def deepspeed_config(cfg: Config) -> tuple[dict[str, Any], list[str]]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    required["gradient_clipping"] = 0.0 if _guards_itself(cfg) else learner.max_grad_norm
+    clipped_elsewhere = _guards_itself(cfg) or learner.clip != "global"
+    required["gradient_clipping"] = 0.0 if clipped_elsewhere else learner.max_grad_norm
     notes: list[str] = []
     return _overridden(given, required, "learner.deepspeed", notes), notes
 
@@ -100,10 +104,15 @@ class Trained:
         )
         self.intercept = Intercept(self.engine)
         if _guards_itself(cfg):
-            guard(self.engine.optimizer, cfg.learner.max_grad_norm)
+            limit = cfg.learner.max_grad_norm if cfg.learner.clip == "global" else 0.0
+            guard(self.engine.optimizer, limit)
         if self.world == 1 and cfg.learner.zero_stage == 0:
             self.engine.enable_backward_allreduce = False  # alone, a rank has nobody to agree with
+        self._attach(module, optimizer)
         self.engine.train()
+
+    def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """What is done to the optimizer once DeepSpeed has made the tensors that it steps."""
 
     def _rules(self) -> list[Freeze]:
         """What `learner.freeze` says, of a module whose weights it can name."""
@@ -172,7 +181,26 @@ class Trained:
 
 
 class Learner(Trained):
-    """The policy, as it is trained and published."""
+    """The policy, as it is trained and published; what is trained and how, as the configuration says."""
+
+    def __init__(self, cfg: Config, policy: LMPolicy) -> None:
+        self._method = trained_part(cfg)
+        policy.lm = self._method.prepared(policy.lm, cfg.seed)
+        self._named = names(policy)
+        super().__init__(cfg, policy)
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self._frozen:  # only with the usual optimizer of all weights: see `trained_part`
+            return super()._optimizer(groups)
+        return policy_optimizer(self.cfg, self._method, self._named)
+
+    def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        self._chosen = optimizer if isinstance(optimizer, ChosenAdamW) else None
+        attach(self.cfg, self._method, self.engine, optimizer, module)
+
+    def trained_share(self) -> float | None:
+        """The share of this rank's weights that were trained in the last step, where that is chosen."""
+        return None if self._chosen is None else self._chosen.kept_share()
 
     @property
     def policy(self) -> LMPolicy:
@@ -206,17 +234,21 @@ class Learner(Trained):
         dtype = getattr(torch, self.cfg.model.dtype)
         causal = self.policy.causal_lm()
         tied = bool(getattr(causal.config, "tie_word_embeddings", False))
-        merged = merged_deltas(causal)
+        deltas = merged_deltas(causal) if self.cfg.model.lora is not None else {}
+        own, layers = wrapped_layers(causal)
         gathered = self.cfg.learner.zero_stage == 3  # then what is yielded outlives the parameter
         for name, parameter in causal.named_parameters(remove_duplicate=not tied):
-            if "lora_" in name or (tied and name == "lm_head.weight"):
+            if id(parameter) in own or (tied and name == "lm_head.weight"):
                 continue
             plain = name.replace(".base_layer.", ".")
-            with self._gathered([parameter, *merged.get(plain, ((), 0.0))[0]]):
+            beside = list(layers[plain].parameters()) if plain in layers else []
+            with self._gathered([parameter, *(p for p in beside if p is not parameter)]):
                 tensor = parameter.detach()
-                if plain in merged:
-                    (down, up), scale = merged[plain]
+                if plain in deltas:
+                    (down, up), scale = deltas[plain]
                     tensor = tensor.float() + scale * (up.detach().float() @ down.detach().float())
+                elif plain in layers:
+                    tensor = merged(layers[plain])[plain.rsplit(".", 1)[-1]]
                 yield plain, tensor.to("cpu", dtype, copy=gathered)
 
     def adapter_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

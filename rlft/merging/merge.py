@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,9 +150,7 @@ def _provenance(made: Recipe, digests: Sequence[xxhash.xxh3_64]) -> dict[str, An
     import rlft
 
     method = made.method
-    settings: dict[str, Any] = {}
-    if dataclasses.is_dataclass(method) and not isinstance(method, type):
-        settings = dataclasses.asdict(method)
+    settings: dict[str, Any] = dict(vars(method))
     count = len(method.takes)
     roles = [*method.takes, *["model"] * (len(made.sources) - count)]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,19 +59,23 @@ def held_out(config: Path, folder: Path, samples: int, say: Callable[[str], None
 
 
 def log_likelihood(folder: Path, text: str) -> float:
-    """Mean log-likelihood per token, in nats, of `text` read in blocks of 512 tokens; float32."""
+    """Mean log-likelihood per token, in nats, of `text` in float32. Parts between blank lines are read on
+    their own, in blocks of 512 tokens; the first token of a part is given."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
-    if len(ids) < 2:
-        raise ConfigError(f"the text to score has {len(ids)} tokens; it needs at least 2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    parts = [p for p in re.split(r"\n\s*\n", text.strip()) if p]
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+    blocks = [i[at : at + _BLOCK + 1] for i in ids for at in range(0, len(i) - 1, _BLOCK)]
+    if not blocks:
+        raise ConfigError("the text to score has no part of at least 2 tokens")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     total, count = 0.0, 0
     with torch.no_grad():
-        for at in range(0, len(ids) - 1, _BLOCK):
-            block = torch.tensor([ids[at : at + _BLOCK + 1]])
-            logp = torch.log_softmax(model(block[:, :-1]).logits[0], -1)
-            total += float(logp.gather(1, block[0, 1:, None]).sum(dtype=torch.float64))
-            count += block.shape[1] - 1
+        for block in blocks:
+            row = torch.tensor([block])
+            logp = torch.log_softmax(model(row[:, :-1]).logits[0], -1)
+            total += float(logp.gather(1, row[0, 1:, None]).sum(dtype=torch.float64))
+            count += len(block) - 1
     return total / count

@@ -16,6 +16,7 @@ from torch import nn
 
 from rlft.errors import ConfigError
 from rlft.packing import Packing
+from rlft.policy.adapters import linear_names
 from rlft.policy.distil import Taught
 from rlft.policy.head import LogProbHead
 
@@ -150,9 +151,7 @@ def adapted(lm: Any, lora: Lora, seed: int, task: str | None) -> Any:
     targets = lora.target_modules
     if targets == "all-linear":
         # peft's own "all-linear" looks for the output layer by type; ours is a LogProbHead.
-        targets = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear)}
-        )
+        targets = linear_names(lm)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # adapters start from a random A: the same on every rank
         return get_peft_model(

@@ -184,7 +184,14 @@ def identity(cfg: Config) -> dict[str, Any]:
     algo = cfg.algo if isinstance(cfg.algo, str) else cfg.algo.get("name")
     env = cfg.env if isinstance(cfg.env, str) else cfg.env.get("name")
     model = cfg.model.model_dump(mode="json", include={"build", "dtype", "lora"})
+    # Of the learner what a saved optimizer depends on; the usual is left out, as earlier versions did.
+    unusual = {
+        f"learner.{key}": value
+        for key, usual in (("trainable", "full"), ("optimizer", "adamw"))
+        if (value := getattr(cfg.learner, key)) != usual
+    }
     return {
+        **unusual,
         "name": cfg.name,
         "algo": algo,
         "env": env,

@@ -7,7 +7,9 @@ which is the gradient, plus the report. A script of its own because a process ha
 import json
 import os
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -135,6 +137,7 @@ def run_case(case: dict, rank: int, world: int) -> dict:
             "max_grad_norm": case.get("clip", 0),
             "deepspeed": case.get("deepspeed", {}),
             "freeze": case.get("freeze", []),
+            **case.get("learner", {}),
         },
         "retention": kept(case) if "keep" in case else [],
     }
@@ -202,8 +205,12 @@ def run_case(case: dict, rank: int, world: int) -> dict:
                 retained=retained,
             )
         )
-    after = dict(learner.full_tensors())
+    after = {name: tensor.clone() for name, tensor in learner.full_tensors()}
+    again = None
+    if case.get("saves"):
+        again = repeated(learner, lambda: run_fit(learner, job, rank, mine, pad_id=0))
     return {
+        "again": again,
         "before": before,
         "snapshots": snapshots,
         "after": after,
@@ -214,6 +221,20 @@ def run_case(case: dict, rank: int, world: int) -> dict:
         "nonfinite_rows": [r.nonfinite_rows for r in reports],
         "micro_batches": [len(updates[0].ranks[r]) for r in range(world)],
     }
+
+
+def repeated(learner: Learner, fit) -> list[dict[str, torch.Tensor]]:
+    """The weights after a further fit, and after the same one from a saved state. A collective."""
+    with tempfile.TemporaryDirectory() as folder:
+        shared = [folder]
+        torch.distributed.broadcast_object_list(shared)
+        learner.save(Path(shared[0]))
+        fit()
+        first = {name: tensor.clone() for name, tensor in learner.full_tensors()}
+        learner.load(Path(shared[0]))
+        fit()
+        torch.distributed.barrier()
+        return [first, {name: tensor.clone() for name, tensor in learner.full_tensors()}]
 
 
 if __name__ == "__main__":
