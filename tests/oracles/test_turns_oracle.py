@@ -77,6 +77,9 @@ class PlainLearner:
     def begin(self, step):
         """Nothing is frozen."""
 
+    def trained_share(self):
+        return None
+
     def backward(self, loss):
         loss.backward()
 
