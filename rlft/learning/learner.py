@@ -20,6 +20,7 @@ from rlft.config import Config
 from rlft.errors import ConfigError
 from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.optimizer import guard
+from rlft.learning.trainable.full import Full
 from rlft.learning.wiring import attach, names, policy_optimizer, trained_part
 from rlft.packing import Packing
 from rlft.policy.adapters import merged, wrapped_layers
@@ -107,6 +108,7 @@ class Trained:
 
     def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """What is done to the optimizer once DeepSpeed has made the tensors that it steps."""
+        attach(self.cfg, Full(), self.engine, optimizer, module)
 
     def _optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         learner = self.cfg.learner
