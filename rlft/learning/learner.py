@@ -22,6 +22,7 @@ from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.freeze import frozen_groups, still, thaw
 from rlft.learning.optimizer import guard
 from rlft.learning.shards import Intercept
+from rlft.learning.trainable.full import Full
 from rlft.learning.wiring import attach, names, policy_optimizer, trained_part
 from rlft.packing import Packing
 from rlft.policy.adapters import merged, wrapped_layers
@@ -113,6 +114,7 @@ class Trained:
 
     def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """What is done to the optimizer once DeepSpeed has made the tensors that it steps."""
+        attach(self.cfg, Full(), self.engine, optimizer, module)
 
     def _rules(self) -> list[Freeze]:
         """What `learner.freeze` says, of a module whose weights it can name."""

@@ -63,7 +63,9 @@ def log_likelihood(folder: Path, text: str) -> float:
     their own, in blocks of 512 tokens; the first token of a part is given."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     parts = [p for p in re.split(r"\n\s*\n", text.strip()) if p]
     ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]

@@ -51,8 +51,15 @@ METHODS = {
     "selective": {"name": "selective_lora", "rank": 4},
     "s2ft": {"name": "s2ft", "channels": 0.1, "heads": 0.5},
 }
+LIMIT = 0.02
 MUON = {"name": "muon"}
 MUON8 = {"name": "muon", "bits": 8}
+
+
+def clipped(stage, dtype, by):
+    """With so large an eps AdamW's first step is -lr times the gradient, to a few percent."""
+    keys = {"clip": by, "max_grad_norm": LIMIT, "weight_decay": 0.0, "eps": 1.0}
+    return {**case(stage, fits=1, dtype=dtype, **keys), "lr": 10.0}
 
 
 def cases(stages, dtype="float32"):
@@ -64,9 +71,8 @@ def cases(stages, dtype="float32"):
             )
         found[f"muon {stage}"] = case(stage, optimizer=MUON, dtype=dtype, saves=True)
         found[f"muon8 {stage}"] = case(stage, optimizer=MUON8, dtype=dtype, saves=True)
-        found[f"clip {stage}"] = case(
-            stage, clip="parameter", max_grad_norm=0.02, fits=1, dtype=dtype
-        )
+        found[f"clip {stage}"] = clipped(stage, dtype, "parameter")
+        found[f"globally {stage}"] = clipped(stage, dtype, "global")
         found[f"full {stage}"] = case(stage, dtype=dtype)
     return found
 
@@ -178,9 +184,23 @@ def test_a_saved_state_continues_alike(alone):
         assert all(torch.equal(first[n], second[n]) for n in first), name
 
 
+def check_clipped(results, stage):
+    def norms(name):
+        result = results[f"{name} {stage}"]
+        return {
+            n: float((result["after"][n] - old).norm()) / 10 for n, old in result["before"].items()
+        }
+
+    each, all_ = norms("clip"), norms("globally")
+    assert all(norm < LIMIT * 1.01 for norm in each.values())
+    full = [norm for norm in each.values() if norm > LIMIT * 0.95]
+    assert len(full) > 3 and len(full) < len(each)  # some were below, and left as they were
+    assert sum(norm**2 for norm in all_.values()) ** 0.5 == pytest.approx(LIMIT, rel=0.05)
+
+
 def test_each_gradient_is_clipped_by_itself(alone):
-    """AdamW's first step does not show the size of a gradient; its norm is the one before clipping."""
-    norm = alone["clip 0"]["metrics"][0]["grad_norm"]
+    check_clipped(alone, 0)
+    norm = alone["clip 0"]["metrics"][0]["grad_norm"]  # before clipping
     assert norm == pytest.approx(alone["full 0"]["metrics"][0]["grad_norm"], rel=1e-5)
 
 
@@ -202,6 +222,7 @@ def test_muon_moves_matrices_alike_and_the_rest_as_adamw_does(alone):
 def test_at_every_stage(stage, world, alone, model_folder, tmp_path):
     results = run(cases([stage]), world, model_folder, tmp_path)
     check_chosen(results, stage)
+    check_clipped(results, stage)
     for name in ("lift", "hft", "muon", "muon8"):
         first, second = results[f"{name} {stage}"]["again"]
         assert all(torch.equal(first[n], second[n]) for n in first), name
