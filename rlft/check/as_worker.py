@@ -26,7 +26,11 @@ from rlft.errors import DataError, PluginError, UserError, did_you_mean
 from rlft.types import Attempt, Task
 
 PATIENCE_S = 40.0
-"""For each thing that the worker does: starting, importing a plug-in, scoring one answer."""
+"""For each thing that the worker does: importing a plug-in, scoring one answer."""
+
+_STARTING_S = 120.0
+"""For Python and this package to come up, of which a plug-in is not guilty: 3 s, on a busy machine many
+times that."""
 
 
 def in_worker(cfg: Config, algo: Algo, tasks: Sequence[Task]) -> list[str]:
@@ -78,17 +82,17 @@ def _run(folder: Path) -> None:
 
 def _wait(worker: subprocess.Popen, at: Path) -> None:
     """Returns when the worker has ended; raises PluginError when it stays at one thing too long."""
-    what, since = "starting", time.monotonic()
+    what, since, limit = "starting", time.monotonic(), _STARTING_S
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.wait(0.1)
             return
         now = at.read_text() if at.exists() else what
         if now != what:
-            what, since = now, time.monotonic()
-        elif time.monotonic() - since > PATIENCE_S:
+            what, since, limit = now, time.monotonic(), PATIENCE_S
+        elif time.monotonic() - since > limit:
             raise PluginError(
-                f"in a worker's process: {what} took more than {PATIENCE_S:g} s. Give a call to a "
+                f"in a worker's process: {what} took more than {limit:g} s. Give a call to a "
                 f"service a timeout of its own, and look for a loop"
             )
 
