@@ -28,6 +28,7 @@ NEEDED = {
     },
     "preferences": {"path": str(DATA / "preferences/pairs.jsonl"), "held_out_size": 8},
     "gym": {"id": "CartPole-v1"},
+    "conditioned": {"of": {"name": "minigrid"}},
 }
 """Keys without which an environment cannot be made here."""
 
@@ -50,6 +51,8 @@ ALGO_NEEDS = {"dpo": PAIRS, "kto": PAIRS, "reward_model": {**PAIRS, "sampler__nu
 
 
 def problem(task):
+    if "level" in task.info:  # of levels that look alike at first
+        return f"level {task.info['level']}"
     return str(task.prompt) or f"seed {task.info['seed']}"
 
 
