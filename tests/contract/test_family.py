@@ -66,6 +66,7 @@ def test_a_new_loss_and_a_new_advantage_are_one_file_each(tmp_path, tiny_model):
     two_steps(tmp_path, tiny_model, loss=loss, advantage=advantage)
 
 
+@pytest.mark.long
 def test_dapo_with_an_adaptive_coefficient_resumes_with_its_state(tmp_path, tiny_model):
     steered = {"kind": "adaptive", "from": 0.05, "target": 1e-6}
     algo = {**MINUTE, "kl_coef": steered, "kl": "k3_corrected", "refill": 1, "overlong_buffer": 4}

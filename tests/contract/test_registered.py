@@ -123,10 +123,16 @@ def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
     assert max(golden) >= 1.0
 
 
+def writing():
+    """Algorithms of policies that write; those that other tests run end to end are long ones here."""
+    quick = ("grpo", "mezo", "reward_model", "sft")
+    for name in registry.short_names("algo"):
+        if not registry.resolve("algo", name).acts:
+            yield pytest.param(name, marks=() if name in quick else pytest.mark.long)
+
+
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(
-    "name", [n for n in registry.short_names("algo") if not registry.resolve("algo", n).acts]
-)
+@pytest.mark.parametrize("name", writing())
 def test_an_algorithm_takes_two_steps(name, tmp_path, tiny_model):
     algo = {"name": name, **LEARNING.get(name, {})}
     run(tmp_path / "run", tiny_model, steps=2, algo=algo, **ALGO_NEEDS.get(name, {}))

@@ -42,6 +42,7 @@ def run(folder, *, resume=False, **changes):
     return train(parse_config({**BASE, **changes}, "nethack"), folder, resume=resume)
 
 
+@pytest.mark.long
 def test_a_clone_is_fine_tuned_with_its_critic_first_and_runners_ahead(tmp_path):
     run(tmp_path / "clone", algo=CLONE)
     cloned = metrics(tmp_path / "clone")

@@ -45,6 +45,7 @@ def changed(tmp_path, tiny_model):
     return {n: (start[n] != t).double().mean().item() for n, t in after.items()}
 
 
+@pytest.mark.long
 def test_a_run_steps_what_is_chosen_and_nothing_else(tmp_path, tiny_model):
     rows = taken("lift", "grpo", tmp_path, tiny_model)
     assert all(0 < row["trained_share"] < 0.06 for row in rows)

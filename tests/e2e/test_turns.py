@@ -51,6 +51,7 @@ def test_episodes_that_fail_are_counted_and_the_run_is_bit_equal_resumed_and_rep
     assert all(s["reward"] is None and "planned" in s["reason"] for s in failed)
 
 
+@pytest.mark.long
 def test_vllm_plays_turns_and_ppo_learns_from_them(tmp_path, tiny_model):
     ppo = {"name": "ppo", "group_size": 2, "critic_lr": 1e-3}
     settings = {**SHORT, "env": "calculator", "algo": ppo, "sampler__engine": "vllm", "steps": 1}
