@@ -26,11 +26,12 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from rlft.errors import ConfigError
 from rlft.policy.small import small_llama
 from rlft.seeding import Key
+from rlft.tasks import Lazy
 from rlft.types import Task
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def worked(a: int, b: int, *, with_carry: bool) -> str:
 
 
 @dataclass(frozen=True)
-class AdditionTasks(Sequence[Task]):
+class AdditionTasks(Lazy[int]):
     """The problems with these codes, made when asked for. `careful_share=None`: no demos.
 
     A code is the pair of numbers `a, b` as one: `(a - low) * span + (b - low)`.
@@ -67,18 +68,6 @@ class AdditionTasks(Sequence[Task]):
     digits: int
     key: Key
     careful_share: float | None = None
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [self.task(code) for code in self.codes[index]]
-        return self.task(self.codes[index])
 
     def task(self, code: int) -> Task:
         """The problem with this code; its habit depends on the seed and the code alone."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from envs.addition import BOS, EOS, PAD, UNK
 from envs.minigrid import MiniGrid
@@ -22,6 +22,7 @@ from envs.minigrid.words import WORDS
 from rlft.errors import ConfigError
 from rlft.policy.small import small_llama
 from rlft.seeding import Key
+from rlft.tasks import Lazy
 from rlft.types import Task
 
 if TYPE_CHECKING:
@@ -111,24 +112,15 @@ def _said(level: Any, image: np.ndarray) -> str:
 
 
 @dataclass(frozen=True)
-class Levels(Sequence[Task]):
+class Levels(Lazy[int]):
     """Episodes by the seeds of their levels, made when they are asked for."""
 
     env: BabyAIText
-    seeds: Sequence[int]
+    codes: Sequence[int]
     shown: bool
 
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [_task(self.env, seed, self.shown) for seed in self.seeds[index]]
-        return _task(self.env, self.seeds[index], self.shown)
+    def task(self, code: int) -> Task:
+        return _task(self.env, code, self.shown)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from envs.addition import build_tokenizer
 from rlft.errors import ConfigError
 from rlft.policy.small import small_llama
 from rlft.seeding import Key
+from rlft.tasks import Lazy
 from rlft.types import Task
 
 if TYPE_CHECKING:
@@ -65,25 +66,13 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class CalculatorTasks(Sequence[Task]):
+class CalculatorTasks(Lazy[int]):
     """Problems by their codes, made when they are asked for. asking_share: the share with a dialogue for
     a demonstration, the others guess; None: no demonstrations."""
 
     codes: Sequence[int]
     key: Key
     asking_share: float | None = None
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [self.task(code) for code in self.codes[index]]
-        return self.task(self.codes[index])
 
     def task(self, code: int) -> Task:
         """The problem with this code; its habit depends on the seed and the code alone."""

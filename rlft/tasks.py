@@ -6,10 +6,38 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar, overload
 
 from rlft.errors import ConfigError, DataError, did_you_mean
 from rlft.seeding import Key
 from rlft.types import Task, Ticket
+
+Code = TypeVar("Code")
+
+
+class Lazy(Sequence[Task], Generic[Code]):
+    """Tasks that are made when they are asked for, each from its code, so there may be very many.
+
+    Subclasses have `codes`, and `task(code)`.
+    """
+
+    codes: Sequence[Code]
+
+    def task(self, code: Code) -> Task:
+        """The task of this code."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
+        if isinstance(index, slice):
+            return [self.task(code) for code in self.codes[index]]
+        return self.task(self.codes[index])
 
 
 def mode_at(phases: Mapping[str, int] | None, step: int) -> str | None:

@@ -30,17 +30,6 @@ class ControlLearner(Trained):
         ]
         return [g for g in groups if g["params"]]
 
-    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        learner = self.cfg.learner
-        return torch.optim.AdamW(
-            groups,
-            lr=0.0,
-            betas=learner.betas,
-            eps=learner.eps,
-            weight_decay=learner.weight_decay,
-            fused=True,
-        )
-
     @property
     def policy(self) -> ActorCritic:
         """The module inside the engine."""

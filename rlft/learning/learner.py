@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from rlft.config import Config, Freeze
 from rlft.errors import ConfigError
+from rlft.learning.adamw import adamw
 from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.freeze import frozen_groups, still, thaw
 from rlft.learning.optimizer import guard
@@ -125,15 +126,7 @@ class Trained:
         return [{"params": trained}]
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        learner = self.cfg.learner
-        keys: dict[str, Any] = {
-            "lr": 0.0,  # set before each step, from the schedule
-            "betas": learner.betas,
-            "eps": learner.eps,
-            "weight_decay": learner.weight_decay,
-            "fused": True,  # one pass over memory in place of ten
-        }
-        return torch.optim.AdamW(groups, **keys)
+        return adamw(groups, self.cfg.learner)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulates the gradient of `loss`, this rank's share of a global sum over denominator."""

@@ -92,8 +92,9 @@ class Records:
         """Forgets what lies after `step`: a resumed run takes those steps again."""
         for lines in (self._metrics, self._evals, self._samples, self._tokens, self._alerts):
             lines.forget_after(step)
-        self.allowance = Allowance(self._cfg.budget, self._metrics.rows())
-        for row in self._metrics.rows():
+        kept = list(self._metrics.rows())
+        self.allowance = Allowance(self._cfg.budget, kept)
+        for row in kept:
             self._watch.step(row)
 
     @contextmanager

@@ -8,6 +8,7 @@ With LoRA the master is the adapter, and what it is merged into is read from the
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,12 @@ class PopulationSampler(Sampler):
                 blend({name: out}, {name: master}, terms, drawing)
             yield name, out
 
+    @functools.cached_property
+    def _start(self) -> StartWeights:
+        """The weights that an adapter adds to; opened once, not for every member."""
+        model = self._cfg.model.model_copy(update={"lora": None})
+        return StartWeights(self._folder, self._cfg.model_copy(update={"model": model}))
+
     def _adapted(
         self, lora: Lora, terms: Sequence[Noise], drawing: Drawing
     ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -156,11 +163,9 @@ class PopulationSampler(Sampler):
             moved = {n: torch.empty_like(m) for n, m in self._master.items()}
             blend(moved, self._master, terms, drawing)
         plain = {n: t for n, t in self._whole.items() if not of_adapter(n)}
-        bare = self._cfg.model_copy(
-            update={"model": self._cfg.model.model_copy(update={"lora": None})}
+        yield from whole_weights(
+            plain, moved, self._start, lora, getattr(torch, self._cfg.model.dtype)
         )
-        start = StartWeights(self._folder, bare)
-        yield from whole_weights(plain, moved, start, lora, getattr(torch, self._cfg.model.dtype))
 
     def _restore(self) -> None:
         if not self._pristine:

@@ -12,7 +12,8 @@ import learner_worker
 import pytest
 import torch
 from learner_worker import STEPS, rows_of
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import save_tiny_llama
+from transformers import LlamaForCausalLM
 
 from rlft.config import Model
 from rlft.policy.reward_model import load_reward_model
@@ -96,19 +97,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import learner_worker
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import save_tiny_llama
 
 WORKER = Path(learner_worker.__file__)
 DECAY = {"weight_decay": 0.1}
@@ -79,19 +79,7 @@ def cases(stages, dtype="float32"):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
 def run(cases, world, model_folder, folder):

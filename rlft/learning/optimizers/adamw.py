@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rlft.learning.adamw import adamw
 from rlft.learning.trained_part import Optimizing
 
 
@@ -16,11 +17,4 @@ class AdamW(Optimizing):
     """Has no key of its own."""
 
     def made(self, named: Mapping[str, torch.nn.Parameter], settings: Any) -> torch.optim.Optimizer:
-        keys: dict[str, Any] = {
-            "lr": 0.0,  # set before each step, from the schedule
-            "betas": settings.betas,
-            "eps": settings.eps,
-            "weight_decay": settings.weight_decay,
-            "fused": True,  # one pass over memory in place of ten
-        }
-        return torch.optim.AdamW(list(named.values()), **keys)
+        return adamw(list(named.values()), settings)
