@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from envs.addition import build_tokenizer
 from rlft.policy.small import small_llama
 from rlft.seeding import Key
 from rlft.types import Task
@@ -116,18 +117,5 @@ def strategy(text: str) -> int:
 
 def build_model(seed: int) -> Any:
     """A Llama of 1.3 million random weights and a tokenizer of one token a character."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ("<pad>", "<bos>", "<eos>", "<unk>")
-    vocabulary = {token: i for i, token in enumerate((*special, *CHARACTERS))}
-    characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    characters.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=characters,
-        **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True)),
-        clean_up_tokenization_spaces=False,
-        model_max_length=32,
-    )
+    tokenizer = build_tokenizer(CHARACTERS, max_length=32)
     return small_llama(tokenizer, seed, hidden=160, layers=4, width=480), tokenizer

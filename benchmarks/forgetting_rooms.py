@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from many_runs import model_of, one_cluster, run_once
+from many_runs import model_of, one_cluster, run_once, with_files
 
 from envs.minigrid.demonstrations import demonstrations
 from envs.two_stage import TwoStage
@@ -62,20 +62,9 @@ def train(seed: int, arms: list[str], folder: Path, changes: list[str]) -> None:
         if arm != "scratch":
             given.append(f"model.path={model_of(clone)}")
         began = time.monotonic()
-        run_once(with_files(CONFIGS / f"{arm}.yaml", folder, files), folder / arm, given)
+        config = with_files(CONFIGS / f"{arm}.yaml", folder, "runs/forgetting", files.values())
+        run_once(config, folder / arm, given)
         print(f"{arm}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
-
-
-def with_files(config: Path, folder: Path, files: dict[str, Path]) -> Path:
-    """The configuration with this seed's demonstrations: paths inside lists cannot be overridden."""
-    from rlft.yaml_tree import read_tree
-
-    tree = json.dumps(read_tree(config))
-    for name, path in files.items():
-        tree = tree.replace(f'"runs/forgetting/{name}.npz"', json.dumps(str(path)))
-    there = folder / f"{config.stem}.yaml"
-    there.write_text(tree)  # JSON is YAML
-    return there
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:

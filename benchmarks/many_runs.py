@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import ray
 from rlft.cluster.session import name_accelerator, start_private
 from rlft.config import load_config
 from rlft.train import train
+from rlft.yaml_tree import read_tree
 
 
 @contextmanager
@@ -37,3 +39,14 @@ def run_once(config: Path, folder: Path, overrides: Sequence[str]) -> Path:
 def model_of(folder: Path) -> Path:
     """The model of a run's newest checkpoint."""
     return max(folder.glob("checkpoints/step_*/model")).resolve()
+
+
+def with_files(config: Path, folder: Path, given: str, files: Iterable[Path]) -> Path:
+    """The configuration, written to `folder`, with `given`/NAME replaced by the file of that name: paths
+    inside lists cannot be overridden."""
+    tree = json.dumps(read_tree(config))
+    for file in files:
+        tree = tree.replace(json.dumps(f"{given}/{file.name}"), json.dumps(str(file.resolve())))
+    there = folder / f"{config.stem}.yaml"
+    there.write_text(tree)  # JSON is YAML
+    return there

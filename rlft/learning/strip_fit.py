@@ -8,7 +8,7 @@ and a policy without memory learns from single steps in random order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -99,47 +99,41 @@ def fit_strips(
     retained = retained or Retained()
     learner.begin(job.step)
     lengths = np.array([len(s.reward) for s in strips])
-    if learner.state_size or getattr(job.credit, "anew", False):
+    if learner.state_size or _anew_each_time(job):
         job = replace(job, unit="strip")  # order matters
     table = _table(strips, lengths, job, learner.device)
     table.teacher = retained.teacher_params(strips)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     metrics: dict[str, float] = {}
-    anew = job.credit is not None and getattr(job.credit, "anew", False)
-    if job.credit is not None and not anew:
+    if job.credit is not None and not _anew_each_time(job):
         _appraise(job, strips, lengths, table, visits or Visits())
         metrics |= _worth(table)
-    sums, returns, nonfinite = Sums(), Sums(), set()
-    skipped = done = updates = 0
+    fit = _Updates(learner, job, rank, table, strips, starts, retained)
+    nonfinite: set[int] = set()
+    skipped = updates = 0
     total = job.epochs * job.minibatches
     for epoch in range(job.epochs):
-        moved = Sums()
+        fit.moved = Sums()
         for chosen in _minibatches(job, epoch, lengths):
-            applied, guilty = _update(
-                *(learner, job, rank, table, strips, starts, chosen, sums, moved, returns),
-                first=done == 0,
-                taken=job.taken + updates - skipped,
-                retained=retained,
-            )
+            applied, guilty = fit.step(chosen, job.taken + updates - skipped, first=updates == 0)
             updates += 1
             skipped += not applied
             nonfinite |= guilty
-            done += 1
-            progress(done, total)
+            progress(updates, total)
         if (
             job.target_kl is not None
             and epoch + 1 < job.epochs
-            and moved.reduced(learner.device)["approx_kl"] > job.target_kl
+            and fit.moved.reduced(learner.device)["approx_kl"] > job.target_kl
         ):
             break
     if job.learn:
         learner.take_in(table.obs)
         if learner.policy.returns is not None and job.credit is not None:
             _take_in_returns(
-                learner.policy.returns, returns.reduced(learner.device), len(table.row)
+                learner.policy.returns, fit.returns.reduced(learner.device), len(table.row)
             )
             metrics["value/scale"] = float(learner.policy.returns.var.sqrt())
-    metrics |= with_effective_share(sums.reduced(learner.device))
+    metrics |= with_effective_share(fit.sums.reduced(learner.device))
     metrics |= {"lr": job.lr, "skipped_updates": float(skipped), "updates": float(updates)}
     if job.critic_lr is not None:
         metrics["critic/lr"] = job.critic_lr
@@ -232,98 +226,126 @@ def _minibatches(job: StripJob, epoch: int, lengths: np.ndarray) -> Iterator[np.
     yield from np.array_split(order, min(job.minibatches, max(1, len(order))))
 
 
-def _update(
-    learner: ControlLearner,
-    job: StripJob,
-    rank: int,
-    table: _Table,
-    strips: Sequence[Strip],
-    starts: np.ndarray,
-    chosen: np.ndarray,
-    sums: Sums,
-    moved: Sums,
-    returns: Sums,
-    first: bool,
-    taken: int,
-    retained: Retained,
-) -> tuple[bool, set[int]]:
-    """One optimizer step; returns whether it was applied, and the strips whose loss is not finite."""
-    lengths = np.diff(starts)
-    count = len(chosen) if job.unit == "step" else int(lengths[chosen].sum())
-    anew = getattr(job.credit, "anew", False)
-    mine = _chunks(chosen, lengths, job, rank, learner.world)
-    scale = None
-    if job.normalise == "minibatch" and not anew and count > 1:
-        index, mask = _places(chosen, starts, job.unit)
-        adv = table.adv[torch.from_numpy(index[mask]).to(table.adv.device)]
-        scale = (adv.mean(), adv.std() + 1e-8)
-    guilty: set[int] = set()
-    now = list(zip(job.terms, coefs(job, taken), strict=True))
-    for chunk in mine:
-        index, mask = _places(chunk, starts, job.unit)
-        at = torch.from_numpy(index).to(learner.device)
-        mask_BT = torch.from_numpy(mask).to(learner.device)
+@dataclass(slots=True)
+class _Updates:
+    """The optimizer steps of a fit. starts: int `[rows + 1]`, where each strip begins among all steps;
+    sums: for metrics; moved: how far the policy went in this epoch; returns: of the critic's targets."""
+
+    learner: ControlLearner
+    job: StripJob
+    rank: int
+    table: _Table
+    strips: Sequence[Strip]
+    starts: np.ndarray
+    retained: Retained
+    sums: Sums = field(default_factory=Sums)
+    moved: Sums = field(default_factory=Sums)
+    returns: Sums = field(default_factory=Sums)
+
+    def step(self, chosen: np.ndarray, taken: int, first: bool) -> tuple[bool, set[int]]:
+        """One of them; returns whether it was applied, and the strips whose loss is not finite."""
+        learner, job = self.learner, self.job
+        lengths = np.diff(self.starts)
+        count = len(chosen) if job.unit == "step" else int(lengths[chosen].sum())
+        scale = self._scale(chosen, count)
+        guilty: set[int] = set()
+        now = list(zip(job.terms, coefs(job, taken), strict=True))
+        for chunk in _chunks(chosen, lengths, job, self.rank, learner.world):
+            index, mask = _places(chunk, self.starts, job.unit)
+            at = torch.from_numpy(index).to(learner.device)
+            mask_BT = torch.from_numpy(mask).to(learner.device)
+            out = self._read(chunk, at)
+            out, batch = self._judged(out, chunk, at, mask_BT, scale)
+            rows = self.table.row[at[:, 0]].tolist()
+            loss, bad = objective(now, "policy", rows, out, batch, float(max(count, 1)), self.sums)
+            guilty |= bad
+            if job.learn:
+                learner.backward(loss)
+            self._note(out, batch, first)
+        if not job.learn:
+            return True, guilty
+        self.retained.add(learner, now, taken, self.rank, self.sums)
+        applied, norm = learner.step(job.lr, job.critic_lr)
+        self.sums.add("grad_norm", norm if applied else 0.0, float(applied))
+        return applied, guilty
+
+    def _scale(self, chosen: np.ndarray, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean and deviation of the minibatch's advantages, if they are to be made standard and known."""
+        if self.job.normalise != "minibatch" or _anew_each_time(self.job) or count < 2:
+            return None
+        index, mask = _places(chosen, self.starts, self.job.unit)
+        adv = self.table.adv[torch.from_numpy(index[mask]).to(self.table.adv.device)]
+        return adv.mean(), adv.std() + 1e-8
+
+    def _read(self, chunk: np.ndarray, at: torch.Tensor) -> PolicyOut:
+        """What policy and critic say of these steps now."""
+        learner, job, table = self.learner, self.job, self.table
         obs = {name: x[at] for name, x in table.obs.items()}
-        state = None
-        if learner.state_size:
-            state = _states(strips, chunk, job, learner)
+        state = _states(self.strips, chunk, job, learner) if learner.state_size else None
         with torch.set_grad_enabled(job.learn):
             teacher = None if table.teacher is None else table.teacher[at]
-            out = learner.forward(
+            return learner.forward(
                 *(obs, state, table.action[at], table.params[at], teacher),
                 critic_only=job.critic_only,
                 streams=() if job.stream is None else job.stream[chunk].tolist(),
             )
-        adv_BT, ret_BT = table.adv[at], table.ret[at]
-        old_BT = table.logp[at]
+
+    def _judged(
+        self,
+        out: PolicyOut,
+        chunk: np.ndarray,
+        at: torch.Tensor,
+        mask_BT: torch.Tensor,
+        scale: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> tuple[PolicyOut, Batch]:
+        """The batch that terms read, and `out` with its values in the critic's own scale."""
+        job, table = self.job, self.table
+        adv_BT, ret_BT, old_value_BT = table.adv[at], table.ret[at], table.value[at]
+        anew = _anew_each_time(job)
         if anew:
-            adv_BT, ret_BT = _anew(job, out, table, at, mask_BT, chunk, strips)
+            adv_BT, ret_BT = _anew(job, out, table, at, mask_BT, chunk, self.strips)
         if scale is not None:
             adv_BT = (adv_BT - scale[0]) / scale[1]
         elif anew and job.normalise == "minibatch" and int(mask_BT.sum()) > 1:
             seen = adv_BT[mask_BT]
             adv_BT = (adv_BT - seen.mean()) / (seen.std() + 1e-8)
-        old_value_BT = table.value[at]
-        if learner.policy.value_scale is not None and job.credit is not None:
+        if self.learner.policy.value_scale is not None and job.credit is not None:
             for name, x_BT in (("mean", ret_BT), ("square", ret_BT.double() ** 2)):
-                returns.over(name, x_BT, mask_BT)
+                self.returns.over(name, x_BT, mask_BT)
             # The critic's loss is of normalised returns, as the value head speaks of them.
             assert out.value is not None
-            mean, deviation = learner.policy.value_scale
+            mean, deviation = self.learner.policy.value_scale
             out = replace(out, value=(out.value - mean) / deviation)
             ret_BT, old_value_BT = ((x - mean) / deviation for x in (ret_BT, old_value_BT))
-        batch = Batch(
+        return out, Batch(
             mask=mask_BT,
             weight=mask_BT.float(),
             adv=adv_BT,
-            sample_logp=old_BT,
-            old_logp=old_BT,
+            sample_logp=table.logp[at],
+            old_logp=table.logp[at],
             on_policy=table.on_policy[at[:, 0]],
             ret=ret_BT,
             old_value=old_value_BT,
         )
-        rows = table.row[at[:, 0]].tolist()
-        loss, bad = objective(now, "policy", rows, out, batch, float(max(count, 1)), sums)
-        guilty |= bad
-        if job.learn:
-            learner.backward(loss)
-        with torch.no_grad():
-            sums.over("entropy", out.entropy, mask_BT)
-            if job.credit is None and out.top is not None:
-                sums.over("clone/accuracy", out.top.float(), mask_BT)
-            gap = torch.where(mask_BT, out.logp - old_BT, 0.0)
-            known = mask_BT & ~gap.isnan()
-            moved.over("approx_kl", gap.exp() - 1 - gap, known)
+
+    @torch.no_grad()
+    def _note(self, out: PolicyOut, batch: Batch, first: bool) -> None:
+        """Adds to the metrics. first: no step was taken yet, so policy and sampler must agree."""
+        self.sums.over("entropy", out.entropy, batch.mask)
+        if self.job.credit is None and out.top is not None:
+            self.sums.over("clone/accuracy", out.top.float(), batch.mask)
+        gap = torch.where(batch.mask, out.logp - batch.sample_logp, 0.0)
+        known = batch.mask & ~gap.isnan()
+        for sums in (self.moved, self.sums):
             sums.over("approx_kl", gap.exp() - 1 - gap, known)
-            if first:
-                sums.over("mismatch/mean_logp_gap", gap.abs(), known)
-                sums.largest("mismatch/max_logp_gap", gap.abs(), known)
-    if not job.learn:
-        return True, guilty
-    retained.add(learner, now, taken, rank, sums)
-    applied, norm = learner.step(job.lr, job.critic_lr)
-    sums.add("grad_norm", norm if applied else 0.0, float(applied))
-    return applied, guilty
+        if first:
+            self.sums.over("mismatch/mean_logp_gap", gap.abs(), known)
+            self.sums.largest("mismatch/max_logp_gap", gap.abs(), known)
+
+
+def _anew_each_time(job: StripJob) -> bool:
+    """Whether credit depends on policy and values as they are at each step."""
+    return getattr(job.credit, "anew", False)
 
 
 def _chunks(

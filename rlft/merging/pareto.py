@@ -9,10 +9,8 @@ _WIDTH, _HEIGHT, _MARGIN = 640, 420, 70
 
 
 class Scored(Protocol):
-    """A mixing weight and two scores, of which more is better."""
+    """Two scores, of which more is better."""
 
-    @property
-    def weight(self) -> float: ...
     @property
     def target(self) -> float: ...
     @property
@@ -32,9 +30,9 @@ def _beats(one: Scored, other: Scored) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-def picture(points: Sequence[Scored], key: str) -> str:
-    """An SVG: target upwards, retention to the right, each point labelled with its mixing weight; the
-    front is joined, what is dominated is hollow."""
+def picture(points: Sequence[Scored], labels: Sequence[str]) -> str:
+    """An SVG: target upwards, retention to the right, each point with its label; the front is joined, what
+    is dominated is hollow."""
     x = _scale([p.retention for p in points], _MARGIN, _WIDTH - 30)
     y = _scale([p.target for p in points], _HEIGHT - _MARGIN, 30)
     best = front(points)
@@ -49,12 +47,12 @@ def picture(points: Sequence[Scored], key: str) -> str:
         f'<polyline points="{line}" fill="none" stroke="#4477aa" stroke-width="1.5"/>',
         *_ticks(points),
     ]
-    for point in points:
+    for point, label in zip(points, labels, strict=True):
         at = f'cx="{x(point.retention):.1f}" cy="{y(point.target):.1f}"'
         fill = "#4477aa" if point in best else "white"
         parts.append(f'<circle {at} r="4" fill="{fill}" stroke="#4477aa"/>')
         at = f'x="{x(point.retention) + 7:.1f}" y="{y(point.target) - 6:.1f}"'
-        parts.append(f"<text {at}>{key}={point.weight:g}</text>")
+        parts.append(f"<text {at}>{label}</text>")
     return "\n".join([*parts, "</svg>\n"])
 
 

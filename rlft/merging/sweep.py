@@ -109,4 +109,5 @@ def _write(
         "points": [asdict(p) for p in points],
     }
     (out / "sweep.json").write_text(json.dumps(whole, indent=1) + "\n")
-    (out / "pareto.svg").write_text(picture(points, key), "utf-8")
+    labels = [f"{key}={p.weight:g}" for p in points]
+    (out / "pareto.svg").write_text(picture(points, labels), "utf-8")

@@ -1,4 +1,5 @@
-"""Networks for environments, picked by `model.build: {name: mlp, ...}`; their fields are YAML keys."""
+"""Networks for environments, picked by `model.build: {name: mlp, ...}`; their fields are YAML keys, and
+named as the arguments of `ActorCritic` that they stand for."""
 
 from __future__ import annotations
 
@@ -31,14 +32,7 @@ class MLP:
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
         *hidden, width = self.hidden
         return ActorCritic(
-            observations,
-            actions,
-            width=width,
-            hidden=tuple(hidden),
-            activation=self.activation,
-            shared=self.shared,
-            normalise=self.normalise,
-            log_std=self.log_std,
+            observations, actions, **{**vars(self), "hidden": tuple(hidden), "width": width}
         )
 
 
@@ -55,16 +49,7 @@ class CNN:
     log_std: float = 0.0
 
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
-        return ActorCritic(
-            observations,
-            actions,
-            width=self.width,
-            channels=self.channels,
-            activation=self.activation,
-            shared=self.shared,
-            normalise=self.normalise,
-            log_std=self.log_std,
-        )
+        return ActorCritic(observations, actions, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -78,13 +63,4 @@ class CNNGRU:
     normalise: bool = False
 
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
-        return ActorCritic(
-            observations,
-            actions,
-            width=self.width,
-            channels=self.channels,
-            activation=self.activation,
-            memory=self.memory,
-            shared=True,
-            normalise=self.normalise,
-        )
+        return ActorCritic(observations, actions, shared=True, **vars(self))

@@ -13,32 +13,23 @@ from typing import Any, ClassVar
 
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
-from rlft.retention.term import Place, Retention, filled
-from rlft.retention.texts import rows_of_text
-from rlft.schedule import Kept
-from rlft.types import Term
+from rlft.retention.term import Place, filled
+from rlft.retention.text_replay import TextReplay
 
 
 @dataclass(frozen=True)
-class Language(Retention):
-    """path: `.jsonl` rows; column: of their text; batch: texts of each optimizer step; longest: tokens of
-    one; tokenizer: a model folder, null: that of the policy's language model."""
+class Language(TextReplay):
+    """As `TextReplay`; longest: tokens of one text; tokenizer: a model folder, null: that of the policy's
+    language model."""
 
+    acting: ClassVar[bool] = True
     writing: ClassVar[bool] = False
 
-    path: str
-    coef: Kept = 0.1
-    column: str = "text"
-    batch: Positive = 8
     longest: Positive = 128
-    tokenizer: str | None = None
     called: str = "language"
 
-    def term(self) -> Term:
-        return Term(self.called, self, self.coef, module="buffer")
-
     def check(self, cfg: Config, env: Any, acts: bool) -> None:
-        rows_of_text(self.path, self.column)
+        TextReplay.check(self, cfg, env, acts)
         build = cfg.model.build
         if build is not None and (isinstance(build, str) or "lm" not in build):
             raise ConfigError(
@@ -53,7 +44,3 @@ class Language(Retention):
                 f"retention: the policy in {place.start} has no language model inside: {said}"
             )
         return filled(self, tokenizer=str(Path(said["lm"]).expanduser()))
-
-    def __call__(self, out: Any, batch: Any) -> Any:
-        """Not called: it learns from texts (rlft/learning/language_buffer.py)."""
-        raise NotImplementedError

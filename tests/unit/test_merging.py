@@ -266,8 +266,8 @@ def test_the_front_holds_what_no_other_beats():
         Point(2, 2, 0),
     ]
     assert [p.weight for p in front(points)] == [0, 0.5, 1, 2]
-    assert picture(points, "alpha").count("<circle") == 5
-    assert "nan" not in picture([Point(0, 1, 1)], "alpha")
+    assert picture(points, list("abcde")).count("<circle") == 5
+    assert "nan" not in picture([Point(0, 1, 1)], ["a"])
 
 
 def test_values_of_a_sweep():
