@@ -34,6 +34,11 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
 
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
+
 
 class Model(Section):
     """Where the start weights come from: exactly one of `path` and `build`, or `warm_start` above."""

@@ -26,10 +26,10 @@ def adapted(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def with_adapter(
-    start: torch.Tensor, down: torch.Tensor, up: torch.Tensor, lora: Lora
+    start: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """`W_0 + alpha / r B A` in float32. start: as the model holds it, in its own dtype."""
-    return start.float() + (lora.alpha / lora.rank) * (up @ down)
+    """`W_0 + scale B A` in float32. start: as the model holds it, in its own dtype; scale: alpha / r."""
+    return start.float() + scale * (up.float() @ down.float())
 
 
 class WithoutAdapters:
@@ -55,5 +55,5 @@ def whole_weights(
     for name, tensor in held.items():
         if name in pairs:
             down, up = (adapter[n] for n in pairs[name])
-            tensor = with_adapter(start(name).to(dtype), down, up, lora)
+            tensor = with_adapter(start(name).to(dtype), down, up, lora.scale)
         yield name, tensor.to(dtype)

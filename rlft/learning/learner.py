@@ -19,6 +19,7 @@ import torch.distributed as dist
 from rlft.config import Config, Freeze
 from rlft.errors import ConfigError
 from rlft.learning.adamw import adamw
+from rlft.learning.adapter_noise import with_adapter
 from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.freeze import frozen_groups, still, thaw
 from rlft.learning.optimizer import guard
@@ -241,7 +242,7 @@ class Learner(Trained):
                 tensor = parameter.detach()
                 if plain in deltas:
                     (down, up), scale = deltas[plain]
-                    tensor = tensor.float() + scale * (up.detach().float() @ down.detach().float())
+                    tensor = with_adapter(tensor, down.detach(), up.detach(), scale)
                 elif plain in layers:
                     tensor = merged(layers[plain])[plain.rsplit(".", 1)[-1]]
                 yield plain, tensor.to("cpu", dtype, copy=gathered)

@@ -208,5 +208,5 @@ class NoiseRank:
             plain, tensor = name.replace(".base_layer.", "."), parameter.detach().float()
             if plain in pairs:
                 down, up = (self._master[n] for n in pairs[plain])
-                tensor = with_adapter(tensor, down, up, lora)
+                tensor = with_adapter(tensor, down, up, lora.scale)
             yield plain, tensor.cpu()
