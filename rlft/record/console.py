@@ -55,15 +55,18 @@ class Console:
         if time.monotonic() - self._last_line < _QUIET_S and done < self._steps:
             return
         self._last_line = time.monotonic()
-        tokens = row["tokens/prompt"] + row["tokens/completion"]
+        pace, unit = row["tokens/prompt"] + row["tokens/completion"], "tokens"
+        if "env/steps" in row:
+            unit = "env steps"
+        elif pace == 0:  # steps of demonstrations: nothing was read or written
+            pace, unit = row["tokens/trained"], "steps"
         shown = [p for p in ("rollout", "learn", "publish") if row[f"time/{p}_s"] > 0]
         phases = "  ".join(f"{p} {row[f'time/{p}_s']:.1f} s" for p in shown)
         reward = row.get("reward/mean")
         parts = [
             f"step {done}/{self._steps}",
             f"reward {reward:.3f}" if reward is not None else _losses(row),
-            f"{tokens / max(row['time/step_s'], 1e-9):,.0f} "
-            f"{'env steps' if 'env/steps' in row else 'tokens'}/s",
+            f"{pace / max(row['time/step_s'], 1e-9):,.0f} {unit}/s",
             phases,
             self._eta(done),
         ]

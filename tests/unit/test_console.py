@@ -48,6 +48,12 @@ def test_a_step_tells_reward_speed_and_phases(clock, capsys):
         assert part in line
 
 
+def test_steps_of_demonstrations_have_a_speed(clock, capsys):
+    numbers = {"tokens/prompt": 0.0, "tokens/completion": 0.0, "tokens/trained": 500.0}
+    Console(10).step(row(3, **numbers))
+    assert " 0 tokens/s" not in (line := lines(capsys)[0]) and " steps/s" in line
+
+
 def test_without_rewards_there_is_no_reward_to_tell(clock, capsys):
     without = row(1)
     del without["reward/mean"]
