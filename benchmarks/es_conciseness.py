@@ -52,13 +52,13 @@ HELD_OUT = (
 class BriefRun:
     """The verbs that evolution strategies need, on one engine in this process."""
 
-    def __init__(self, folder: Path, seed: int, tokens: int) -> None:
+    def __init__(self, folder: Path, seed: int, tokens: int, dtype: str) -> None:
         self.key, self.step, self.version, self.numbers = Key(seed), 0, 0, {}
         self.cfg: Any = SimpleNamespace(
-            model=SimpleNamespace(dtype="bfloat16"), learner=SimpleNamespace(gpus=0)
+            model=SimpleNamespace(dtype=dtype), learner=SimpleNamespace(gpus=0)
         )
         self._folder, self._text = folder, Text(folder)
-        self._engine = TransformersEngine(folder, dtype="bfloat16", max_length=512, max_batch=128)
+        self._engine = TransformersEngine(folder, dtype=dtype, max_length=512, max_batch=128)
         self._sampling = Sampling(
             max_tokens=tokens, greedy=True, stop_ids=tuple(self._text.stop_ids)
         )
@@ -66,7 +66,7 @@ class BriefRun:
         self.master = {n: w.float() for n, w in self._weights.items()}
         self._base = {n: w.clone() for n, w in self._weights.items()}
         self._judged = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.bfloat16
+            str(folder), dtype=getattr(torch, dtype)
         ).eval()
 
     async def population(
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=3e-3)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
     algo = ES(args.population, args.sigma, args.lr, rank=1, together=args.population)
     train, held = (
@@ -154,7 +155,7 @@ def main() -> None:
     )
     print("seed  generation  reward of members  reward, train  reward, held out  KL, nats  seconds")
     for seed in args.seeds:
-        run, began = BriefRun(args.model, seed, args.tokens), time.monotonic()
+        run, began = BriefRun(args.model, seed, args.tokens, args.dtype), time.monotonic()
         for index in range(args.generations + 1):
             said = run.answers([*train, *held])
             rewards = [run.reward(a, t) for a, t in zip(said, [*train, *held], strict=True)]

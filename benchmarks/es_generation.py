@@ -1,13 +1,15 @@
 """A generation of evolution strategies against a fair plain loop, on one machine without actors.
 
-30 members x 8 prompts x 32 tokens on SmolLM2-135M in bfloat16. The plain loop is what one would write:
+30 members x 8 prompts x 32 tokens on SmolLM2-135M, in bfloat16 unless told otherwise (a CPU without
+instructions for it multiplies in float32 many times as fast). The plain loop is what one would write:
 perturb in place from a seed, `transformers.generate` with a KV cache and all prompts in one batch,
 subtract again, and at the end add up the update from the seeds; it uses the same threads. Ours is the
 code that samplers and learner run. Also printed: low-rank mode against pure inference of the same
 batches, the peak memory of an engine with its master, and what 20 generations of 30 members leave of
 the weights (drift).
 
-  rlft fetch smollm2-135m, then: python benchmarks/es_generation.py [--members 30] [--parts speed,drift]
+  rlft fetch smollm2-135m, then:
+  python benchmarks/es_generation.py [--members 30] [--dtype float32] [--parts speed,drift]
 """
 
 from __future__ import annotations
@@ -136,12 +138,12 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def speed(model: Path, count: int, together: int) -> None:
+def speed(model: Path, count: int, together: int, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
     prompts = prompt_ids(model)
     requests = [Request(p, 0) for p in prompts]
-    engine = TransformersEngine(model, dtype="bfloat16", max_length=512, max_batch=8 * together)
+    engine = TransformersEngine(model, dtype=dtype, max_length=512, max_batch=8 * together)
     sampling = Sampling(max_tokens=TOKENS, greedy=True)
     engine.generate(requests, sampling)  # warm
     batch = [Request(p, 0) for _ in range(together) for p in prompts]
@@ -164,7 +166,7 @@ def speed(model: Path, count: int, together: int) -> None:
         f"the same {len(batch)} sequences with row noise",
         lambda: engine.generate_members(rows, sampling, part, drawing),
     )
-    lm = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.bfloat16).eval()
+    lm = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype)).eval()
     lm.requires_grad_(False)
     plain_generation(lm, prompts[:1], 1)  # warm
     base = timed("plain loop", lambda: plain_generation(lm, prompts, count))
@@ -211,11 +213,12 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=30)
     parser.add_argument("--together", type=int, default=16)
     parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--parts", default="speed,drift")
     args = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.dtype}")
     if "speed" in args.parts:
-        speed(args.model, args.members, args.together)
+        speed(args.model, args.members, args.together, args.dtype)
     if "drift" in args.parts:
         drift(args.model, args.members, args.generations)
 
