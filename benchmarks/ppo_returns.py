@@ -59,7 +59,7 @@ def run(name: str, seed: int, folder: Path) -> tuple[int, float]:
     run_once(CONFIGS / f"{name}.yaml", folder, [f"seed={seed}", *SAME])
     rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     last = json.loads((folder / "eval.jsonl").read_text().splitlines()[-1])
-    return int(sum(row["env/steps"] for row in rows)), last["reward/mean"]
+    return int(sum(row["env/steps"] for row in rows)), last["eval/reward/mean"]
 
 
 def kept(name: str, seed: int, file: Path) -> tuple[int, float]:
@@ -88,8 +88,9 @@ def peer(cfg: Config, seed: int) -> tuple[int, float]:
     model = PPO(
         "MlpPolicy", vector, seed=seed, device="cpu", n_steps=algo.steps, n_epochs=algo.epochs,
         batch_size=algo.steps * envs // algo.minibatches, gamma=algo.gamma, gae_lambda=algo.lam,
-        clip_range=algo.clip, ent_coef=float(algo.entropy_coef), vf_coef=float(algo.value_coef),
-        learning_rate=lambda left: value_at(cfg.learner.lr, round((1 - left) * cfg.steps)),
+        clip_range=algo.clip, ent_coef=float(algo.entropy_coef),
+        vf_coef=float(algo.value_coef) / 2,  # its squared error is not halved
+        learning_rate=lambda left: value_at(cfg.learner.lr, max(0, round((1 - left) * cfg.steps) - 1)),
         max_grad_norm=cfg.learner.max_grad_norm,
         policy_kwargs={
             "net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": torch.nn.Tanh,

@@ -114,7 +114,7 @@ def sb3(vec: str, threads: int, updates: int) -> list[float]:
     net = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": torch.nn.Tanh}
     model = PPO(
         "MlpPolicy", envs, n_steps=STEPS, batch_size=BATCH, n_epochs=EPOCHS, learning_rate=LR,
-        gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.0, vf_coef=0.5, max_grad_norm=0.5,
+        gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.0, vf_coef=0.25, max_grad_norm=0.5,
         policy_kwargs=net, device="cpu", seed=0,
     )  # fmt: skip
     model.learn((updates + 3) * ENVS * STEPS, callback=Clock())
