@@ -109,7 +109,10 @@ class BriefRun:
 
     def reward(self, said: Completion, task: Task) -> float:
         """Minus the difference in characters."""
-        return -float(abs(len(self._text.decode(said.ids)) - len(str(task.target))))
+        return -float(abs(len(self.text(said)) - len(str(task.target))))
+
+    def text(self, said: Completion) -> str:
+        return self._text.decode(said.ids)
 
     def answers(self, tasks: Sequence[Task]) -> list[Completion]:
         """Greedy, under the weights of now."""
@@ -141,11 +144,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--population", type=int, default=30)
     parser.add_argument("--sigma", type=float, default=3e-3)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
     algo = ES(args.population, args.sigma, args.lr, rank=1, together=args.population)
@@ -166,6 +169,9 @@ def main() -> None:
                 f"  {run.kl([*train, *held], said):8.3f}  {time.monotonic() - began:7.0f}",
                 flush=True,
             )
+            if index in (0, args.generations):
+                for task, answer in zip([*train, *held], said, strict=True):
+                    print(f"      {task.prompt} -> {run.text(answer)!r}", flush=True)
             if index == args.generations:
                 break
             run.step = index
