@@ -47,13 +47,34 @@ def picture(points: Sequence[Scored], labels: Sequence[str]) -> str:
         f'<polyline points="{line}" fill="none" stroke="#4477aa" stroke-width="1.5"/>',
         *_ticks(points),
     ]
+    taken: list[tuple[float, float, float]] = []
     for point, label in zip(points, labels, strict=True):
-        at = f'cx="{x(point.retention):.1f}" cy="{y(point.target):.1f}"'
+        cx, cy = x(point.retention), y(point.target)
         fill = "#4477aa" if point in best else "white"
-        parts.append(f'<circle {at} r="4" fill="{fill}" stroke="#4477aa"/>')
-        at = f'x="{x(point.retention) + 7:.1f}" y="{y(point.target) - 6:.1f}"'
-        parts.append(f"<text {at}>{label}</text>")
+        parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="{fill}" stroke="#4477aa"/>')
+        parts.append(_label(cx, cy, label, taken))
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _label(cx: float, cy: float, label: str, taken: list[tuple[float, float, float]]) -> str:
+    """Beside its point, on the side with more room, as near as labels that are already there allow; from afar
+    with a line to it."""
+    right, width = cx < _WIDTH / 2, 7.0 * len(label)
+    x = cx + (8 if right else -8)
+    left = x if right else x - width
+    lines = sorted(range(-20, 30), key=lambda n: (abs(n), -n))  # below rather than above
+    y = next(
+        y
+        for y in (cy + 4 + 13 * n for n in lines)
+        if y > 12
+        and not any(a < left + width and left < b and abs(y - c) < 13 for a, b, c in taken)
+    )
+    taken.append((left, left + width, y))
+    anchor = "" if right else ' text-anchor="end"'
+    text = f'<text x="{x:.1f}" y="{y:.1f}"{anchor}>{label}</text>'
+    if abs(y - cy) < 25:
+        return text
+    return f'<path d="M{cx:.1f} {cy:.1f}L{x:.1f} {y - 8:.1f}" stroke="#bbb"/>{text}'
 
 
 def _ticks(points: Sequence[Scored]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import weakref
 
 import pytest
@@ -268,6 +269,20 @@ def test_the_front_holds_what_no_other_beats():
     assert [p.weight for p in front(points)] == [0, 0.5, 1, 2]
     assert picture(points, list("abcde")).count("<circle") == 5
     assert "nan" not in picture([Point(0, 1, 1)], ["a"])
+
+
+def test_labels_stay_on_the_page_and_apart():
+    points = [Point(0, 1, 1), Point(1, 1, 1), Point(2, 0, 0)]
+    drawn = picture(points, ["same", "place", "far"])
+    places = {
+        label: (float(x), float(y), bool(end))
+        for x, y, end, label in re.findall(
+            r'<text x="([\d.]+)" y="([\d.]+)"( text-anchor="end")?>(same|place|far)<', drawn
+        )
+    }
+    assert len(places) == 3
+    assert places["same"][2] and places["place"][2] and not places["far"][2]
+    assert abs(places["same"][1] - places["place"][1]) >= 12
 
 
 def test_values_of_a_sweep():
