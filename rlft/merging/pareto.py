@@ -57,7 +57,7 @@ def picture(points: Sequence[Scored], labels: Sequence[str]) -> str:
 
 
 def _label(cx: float, cy: float, label: str, taken: list[tuple[float, float, float]]) -> str:
-    """Beside its point, on the side with more room, as near as labels that are already there allow; from afar
+    """Beside its point, on the side with more room, as near as labels already there allow; from afar
     with a line to it."""
     right, width = cx < _WIDTH / 2, 7.0 * len(label)
     x = cx + (8 if right else -8)
