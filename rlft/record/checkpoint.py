@@ -171,7 +171,7 @@ def resumable(root: Path, cfg: Config) -> Position:
         rows = JsonLines(root.parent / "metrics.jsonl").rows()
         spent = Allowance(cfg.budget, (r for r in rows if r["step"] <= state["step"])).spent
         if spent or state["step"] >= cfg.steps:
-            what = f"budget.{spent}" if spent else "steps"
+            what = f"budget.{spent}" if spent else "steps="
             raise CheckpointError(
                 f"nothing to do: {newest} is at step {state['step']} of {cfg.steps}"
                 f"{f', its budget of {spent} spent' if spent else ''}; raise {what} to train further."

@@ -298,7 +298,7 @@ def unresumed(finished, refused, monkeypatch):
 
 
 def test_a_finished_run_has_nothing_to_resume(unresumed):
-    assert_says(unresumed(), "nothing to do", "at step 1 of 1", "raise steps")
+    assert_says(unresumed(), "nothing to do", "at step 1 of 1", "raise steps=")
 
 
 def test_the_configuration_in_the_run_folder_is_that_of_the_run(finished, refused, monkeypatch):
