@@ -1,11 +1,9 @@
 """A real run's records: trackers, guards, traces, best checkpoint, evaluation, and replay."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from small_runs import run
+from small_runs import replayed, run
 
 from rlft.errors import CheckpointError, ConfigError, GuardStop
 from rlft.evaluate import evaluate, find_subject
@@ -37,13 +35,9 @@ def folder(tmp_path_factory, ray_cluster, tiny_model):
 
 
 def test_a_replayed_step_has_the_recorded_numbers_bit_for_bit(folder):
-    # In a process of its own, as a user replays: vLLM, which earlier tests ran in this one, changes
-    # how many threads a sum is split over.
-    command = [sys.executable, "-m", "rlft", "replay", str(folder / "bundles/step_000002")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "numbers are the same, bit for bit" in done.stdout, done.stdout + done.stderr
+    said = replayed(folder / "bundles/step_000002")
     recorded = {r["step"]: r for r in JsonLines(folder / "metrics.jsonl").rows()}[2]
-    shown = {words[0]: words[1] for line in done.stdout.splitlines() if (words := line.split())}
+    shown = {words[0]: words[1] for line in said.splitlines() if (words := line.split())}
     assert {"loss/policy", "loss/kl", "grad_norm", "entropy", "weights"} <= shown.keys()
     assert float(shown["loss/policy"]) == pytest.approx(recorded["loss/policy"], rel=1e-9)
 

@@ -1,6 +1,10 @@
 """Small real runs for tests: the quickstart's untrained model with a reward that varies."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,20 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run without its clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def replayed(bundle: Path) -> str:
+    """What `rlft replay` prints of a step whose numbers must all be the recorded ones, bit for bit.
+
+    In a process of its own, as a user replays: vLLM, where earlier tests ran it in this one, changes how
+    many threads a sum is split over.
+    """
+    command = [sys.executable, "-m", "rlft", "replay", str(bundle)]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=paths)
+    alike = re.search(r"all [1-9]\d* numbers are the same, bit for bit", done.stdout)
+    assert alike, done.stdout + done.stderr
+    return done.stdout
 
 
 def weights(folder: Path, step: int) -> dict[str, Any]:
