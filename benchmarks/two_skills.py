@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from envs.addition import Addition
 from envs.addition import reward as addition_reward
@@ -37,25 +37,21 @@ class Reversals(Lazy[int]):
 
 
 @dataclass(frozen=True)
-class Both(Sequence[Task]):
-    """An addition, a reversal, an addition and so on, until the shorter of the two ends."""
+class Both(Lazy[int]):
+    """An addition, a reversal, an addition and so on."""
 
+    codes: range
     additions: Sequence[Task]
     reversals: Sequence[Task]
 
-    def __len__(self) -> int:
-        return 2 * min(len(self.additions), len(self.reversals))
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return (self.additions, self.reversals)[index % 2][index // 2]
+    def task(self, code: int) -> Task:
+        return (self.additions, self.reversals)[code % 2][code // 2]
 
 
 @dataclass(frozen=True)
 class TwoSkills:
-    """skill: the tasks to train and to be evaluated on; size: reversals to train on; held_out_size: of
-    tasks of each skill that are not; seed: picks the numbers."""
+    """skill: whose tasks to train and be evaluated on; size: reversals to train on; held_out_size: tasks of
+    each skill that are kept back; seed: picks the numbers."""
 
     skill: Literal["both", "addition", "reversal"] = "both"
     size: int = 40_000
@@ -84,7 +80,8 @@ class TwoSkills:
 
     def _chosen(self, additions: Sequence[Task], reversals: Sequence[Task]) -> Sequence[Task]:
         if self.skill == "both":
-            return Both(additions, reversals)
+            shorter = min(len(additions), len(reversals))
+            return Both(range(2 * shorter), additions, reversals)
         return additions if self.skill == "addition" else reversals
 
 

@@ -24,7 +24,7 @@ def two_skills():
 
 def test_the_start_sees_both_and_fine_tuning_one(two_skills):
     both = two_skills.TwoSkills(size=100).train()
-    assert len(both) == 200
+    assert len(both) == len(list(both)) == 200 and both[-1] == both[199]
     assert ["+" in t.prompt for t in islice(both, 6)] == [True, False] * 3
     assert both[3] == both[1:5][2]
     one = two_skills.TwoSkills(skill="addition")
