@@ -58,17 +58,18 @@ def picture(points: Sequence[Scored], labels: Sequence[str]) -> str:
 
 def _label(cx: float, cy: float, label: str, taken: list[tuple[float, float, float]]) -> str:
     """Beside its point, on the side with more room, as near as labels already there allow; from afar
-    with a line to it."""
+    with a line to it. Where the page is full it lies over another."""
     right, width = cx < _WIDTH / 2, 7.0 * len(label)
     x = cx + (8 if right else -8)
     left = x if right else x - width
-    lines = sorted(range(-20, 30), key=lambda n: (abs(n), -n))  # below rather than above
-    y = next(
+    above, below = int(cy // 13), int((_HEIGHT - cy) // 13)
+    lines = sorted(range(1 - above, below), key=lambda n: (abs(n), -n))  # below rather than above
+    free = (
         y
         for y in (cy + 4 + 13 * n for n in lines)
-        if y > 12
-        and not any(a < left + width and left < b and abs(y - c) < 13 for a, b, c in taken)
+        if not any(a < left + width and left < b and abs(y - c) < 13 for a, b, c in taken)
     )
+    y = next(free, cy + 4)
     taken.append((left, left + width, y))
     anchor = "" if right else ' text-anchor="end"'
     text = f'<text x="{x:.1f}" y="{y:.1f}"{anchor}>{label}</text>'

@@ -283,6 +283,9 @@ def test_labels_stay_on_the_page_and_apart():
     assert len(places) == 3
     assert places["same"][2] and places["place"][2] and not places["far"][2]
     assert abs(places["same"][1] - places["place"][1]) >= 12
+    crowd = picture([Point(i, 1, 1) for i in range(101)], [f"alpha={i}" for i in range(101)])
+    assert crowd.count(">alpha=") == 101
+    assert all(0 < float(y) < 420 for y in re.findall(r'y="([\d.]+)"[^>]*>alpha', crowd))
 
 
 def test_values_of_a_sweep():
