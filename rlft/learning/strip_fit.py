@@ -317,12 +317,13 @@ class _Updates:
             mean, deviation = self.learner.policy.value_scale
             out = replace(out, value=(out.value - mean) / deviation)
             ret_BT, old_value_BT = ((x - mean) / deviation for x in (ret_BT, old_value_BT))
+        logp_BT = table.logp[at]
         return out, Batch(
             mask=mask_BT,
             weight=mask_BT.float(),
             adv=adv_BT,
-            sample_logp=table.logp[at],
-            old_logp=table.logp[at],
+            sample_logp=logp_BT,
+            old_logp=logp_BT,
             on_policy=table.on_policy[at[:, 0]],
             ret=ret_BT,
             old_value=old_value_BT,
