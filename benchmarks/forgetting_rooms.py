@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from many_runs import model_of, one_cluster, run_once, with_files
+from spread import spread
 
 from envs.minigrid.demonstrations import demonstrations
 from envs.two_stage import TwoStage
@@ -109,14 +110,8 @@ def table(seeds: list[int], arms: list[str], out: Path) -> str:
                 )
             for name, value in numbers.items():
                 found.setdefault(name, []).append(float(value))
-        lines.append(f"| {arm} | " + " | ".join(spread(x) for x in found.values()) + " |")
+        lines.append(f"| {arm} | " + " | ".join(spread(x, 2) for x in found.values()) + " |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    if any(np.isnan(values)):
-        return ""
-    return f"{np.mean(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 if __name__ == "__main__":

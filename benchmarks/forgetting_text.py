@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from many_runs import model_of, one_cluster, run_once, with_files
+from spread import spread
 from two_skills import TwoSkills, texts
 
 from rlft.config import load_config
@@ -127,10 +128,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
         "|---|---|---|---|",
     ]
     for name, scores in found.items():
-        cells = []
-        for key in SCORES:
-            values = [s[key] for s in scores]
-            cells.append(f"{fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
+        cells = [spread([s[key] for s in scores]) for key in SCORES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

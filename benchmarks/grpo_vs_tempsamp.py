@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from spread import spread
 
 from envs.grounding import Grounding
 from envs.grounding.answers import best_iou
@@ -51,10 +52,10 @@ def main() -> None:
     for name, (recall, overlap) in floors(args.data).items():
         print(f"| {name} | {recall:.3f} | {overlap:.3f} | | 0 |")
     first = rows[args.arms[0]]
-    print(f"| the start | {spread(first, 'before/eval/')} | | 0 |")
+    print(f"| the start | {cells(first, 'before/eval/')} | | 0 |")
     for arm, results in rows.items():
-        late = spread(results, "late/eval/", SHOWN[1:])
-        print(f"| {arm} | {spread(results, 'eval/')} | {late} | {results[0]['sampled']:,} |")
+        late = cells(results, "late/eval/", SHOWN[1:])
+        print(f"| {arm} | {cells(results, 'eval/')} | {late} | {results[0]['sampled']:,} |")
 
 
 def one(arm: str, seed: int, args: argparse.Namespace) -> dict:
@@ -87,13 +88,9 @@ def run(config: Path, folder: Path, overrides: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def spread(results: list[dict], prefix: str, names: tuple[str, ...] = SHOWN) -> str:
+def cells(results: list[dict], prefix: str, names: tuple[str, ...] = SHOWN) -> str:
     """Cells of a table: mean over seeds, and the range."""
-    cells = []
-    for name in names:
-        values = [r[prefix + name] for r in results]
-        cells.append(f"{statistics.fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
-    return " | ".join(cells)
+    return " | ".join(spread([r[prefix + name] for r in results]) for name in names)
 
 
 def floors(data: Path) -> dict[str, tuple[float, float]]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from many_runs import model_of, one_cluster, run_once
+from spread import spread
 
 from envs.word_problems import WordProblems
 from rlft.evaluate import find_subject
@@ -142,12 +142,6 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
         cells = [spread([f[k] for f in found if k in f]) for k in ("success", "return", "nats")]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import equations
 import yaml
+from spread import spread
 
 from rlft.record.estimators import pass_at_k
 
@@ -123,7 +124,7 @@ def table(found: dict[str, list[dict]], seeds: int) -> str:
         lines.append(f"| | {' | '.join(columns)} |")
         lines.append("|---" * (len(columns) + 1) + "|")
         for name, results in found.items():
-            cells = [cell([r[c] for r in results if c in r]) for c in columns]
+            cells = [spread([r[c] for r in results if c in r]) for c in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     there = found[START][0]["of"]
@@ -135,12 +136,6 @@ def table(found: dict[str, list[dict]], seeds: int) -> str:
                 f"{name}: {results[0]['sampled']:,} answers sampled, {spent:.0f} s of steps"
             )
     return "\n".join(lines)
-
-
-def cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
 def plot(found: dict[str, list[dict]]) -> str:

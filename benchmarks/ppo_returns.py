@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 
 from many_runs import one_cluster, run_once
+from spread import spread
 
 from rlft import registry
 from rlft.config import Config, load_config
@@ -46,10 +47,7 @@ def main() -> None:
             theirs = [
                 kept(name, seed, args.out / f"{name}_{seed}_peer.json") for seed in args.seeds
             ]
-            cells = [
-                f"{fmean(x):.3f} [{min(x):.3f}, {max(x):.3f}]"
-                for x in ([r for _, r in ours], [r for _, r in theirs])
-            ]
+            cells = [spread([r for _, r in found]) for found in (ours, theirs)]
             assert {steps for steps, _ in ours} == {steps for steps, _ in theirs}
             print(f"| {name} | {ours[0][0]:,.0f} | {' | '.join(cells)} |", flush=True)
 
