@@ -18,6 +18,7 @@ from rlft.errors import WeightsMismatch
 from rlft.learning.noise import Drawing, Noise
 from rlft.sampling.desk import Desk
 from rlft.sampling.low_rank import RowNoise
+from rlft.sampling.prefill import prefill
 from rlft.types import Completion, Request, Sampling
 
 
@@ -88,16 +89,7 @@ class TransformersEngine:
     def _decode(
         self, requests: list[Request], sampling: Sampling, desk: Desk | None
     ) -> list[Completion]:
-        from transformers import DynamicCache
-
-        num, longest = len(requests), max(len(r.prompt_ids) for r in requests)
-        ids = torch.zeros(num, longest, dtype=torch.int64)
-        attention = torch.zeros(num, longest, dtype=torch.int64)
-        for row, request in enumerate(requests):
-            ids[row, longest - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            attention[row, longest - len(request.prompt_ids) :] = 1
-        ids, attention = ids.to(self._device), attention.to(self._device)
-        position = (attention.cumsum(1) - 1).clamp_min(0)
+        num = len(requests)
         generators = [torch.Generator().manual_seed(r.seed) for r in requests]
         stops = torch.tensor(sorted(sampling.stop_ids), dtype=torch.int64)
         alive = torch.arange(num)  # rows still in the batch, by request
@@ -106,19 +98,13 @@ class TransformersEngine:
         logps: list[list[float]] = [[] for _ in requests]
         versions: list[list[int]] = [[] for _ in requests]
         stopped = [False] * num
-        cache = DynamicCache(config=self._model.config)
-        self._place(requests, alive)
+        if desk is not None:
+            desk.serve()
+        owners = [r.member if self._row_noise else 0 for r in requests]
+        read = prefill(self._model, [r.prompt_ids for r in requests], owners, self._place)
+        logits, cache, attention, position = read.logits, read.cache, read.attention, read.position
+        self._place(owners)
         for step in range(sampling.max_tokens):
-            if desk is not None:
-                desk.serve()
-            logits = self._model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
             forbid = stops if step < sampling.min_tokens else None
             rows = [generators[i] for i in alive.tolist()]
             chosen, logp = _choose(logits.float().cpu(), sampling, rows, forbid)
@@ -131,7 +117,7 @@ class TransformersEngine:
                     stopped[row] = bool(ends[place])
             self._finished += int((running & ends).sum())
             running &= ~ends
-            if not running.any():
+            if not running.any() or step == sampling.max_tokens - 1:
                 break
             ids = chosen[:, None].to(self._device)
             attention = torch.cat([attention, attention.new_ones(len(alive), 1)], dim=1)
@@ -142,7 +128,17 @@ class TransformersEngine:
                 cache.batch_select_indices(kept)
                 ids, attention, position = ids[kept], attention[kept], position[kept]
                 alive, running = alive[keep], running[keep]
-                self._place(requests, alive)
+                self._place([owners[i] for i in alive.tolist()])
+            if desk is not None:
+                desk.serve()
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=attention,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
         self._finished += int(running.sum())
         return [
             Completion(
@@ -177,9 +173,9 @@ class TransformersEngine:
     def progress(self) -> tuple[int, int]:
         return self._finished, self._asked
 
-    def _place(self, requests: list[Request], alive: torch.Tensor) -> None:
+    def _place(self, owners: Sequence[int]) -> None:
         if self._row_noise is not None:
-            self._row_noise.place([requests[i].member for i in alive.tolist()])
+            self._row_noise.place(owners)
 
     def sleep(self) -> None:
         """Moves the weights to the host, off a GPU that the learner needs."""
