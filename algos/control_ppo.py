@@ -22,6 +22,7 @@ from rlft.algo import Algo
 from rlft.config import Natural, Positive
 from rlft.credit.decision import GAE, Credit
 from rlft.credit.vtrace import VTrace
+from rlft.errors import ConfigError
 from rlft.losses.acting import acting_terms
 from rlft.losses.surrogate import ClippedSurrogate
 from rlft.schedule import Scheduled, value_at
@@ -60,6 +61,14 @@ class ControlPPO(Algo):
     critic_only: Natural = 0
     epochs: Positive = 4
     minibatches: Positive = 4
+
+    def __post_init__(self) -> None:
+        if self.vtrace and self.normalise == "batch" and self.minibatches > 1:
+            raise ConfigError(
+                f"algo.vtrace takes credit anew for each minibatch, so there is nothing to normalise over "
+                f"a batch of algo.minibatches={self.minibatches}; set algo.normalise: minibatch, or "
+                f"minibatches: 1"
+            )
 
     @property
     def terms(self) -> tuple[Term, ...]:

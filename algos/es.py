@@ -29,6 +29,7 @@ from rlft.credit.evolution import (
     member_rewards,
     merged,
     shaped,
+    whole_pairs,
 )
 from rlft.errors import ConfigError
 from rlft.learning.noise import Drawing, Mode, Noise, NoiseStep, pack
@@ -74,12 +75,23 @@ class ES(Algo):
             raise ConfigError(
                 f"algo.noise={self.noise} is of full rank; use algo.rank=0, or noise=hashed"
             )
+        most = self.decay * max(value_at(self.lr, step) for step in (0, 10**9))
+        if self.decay_norm == "l2" and most >= 1:
+            raise ConfigError(
+                f"algo.lr x algo.decay is the share of the way back to the start weights that a step "
+                f"takes; it must be below 1, got {most:g}"
+            )
 
     @property
     def terms(self) -> tuple[Term, ...]:
         return ()  # nothing is differentiated
 
     def suits(self, cfg) -> list[str]:
+        if self.ratchet and not cfg.eval.every:
+            raise ConfigError(
+                f"algo.ratchet={self.ratchet} compares evaluations, and eval.every is 0: set it, or leave "
+                f"ratchet out"
+            )
         return check_by_noise(cfg, self.rank)
 
     def init_state(self) -> Ratchet | None:
@@ -103,11 +115,16 @@ class ES(Algo):
         lost = lost_members(groups, self.population)
         if lost:  # redone once; the same answers, so this helps where the reward failed by accident
             run.note({"es/redone": len(lost)})
-            groups = merged(groups, await self._scored(run, ticket, members, lost))
+            groups = merged(groups, await self._scored(run, ticket, members, lost, again=True))
         return groups
 
     async def _scored(
-        self, run, ticket: Ticket, members: Sequence[Noise], which: Sequence[int]
+        self,
+        run,
+        ticket: Ticket,
+        members: Sequence[Noise],
+        which: Sequence[int],
+        again: bool = False,
     ) -> list[Group]:
         groups = await run.population(
             ticket.tasks,
@@ -117,19 +134,22 @@ class ES(Algo):
             greedy=self.greedy,
             together=self.together if self.rank else 1,
         )
-        return await run.score(groups)
+        return await run.score(groups, again=again)
 
     def learn(self, run, groups: list[Group]) -> WeightUpdate | None:
         rewards = member_rewards(groups, self.population)
+        if self.antithetic and self.shaping == "raw":  # a slope needs both of its sides
+            rewards = whole_pairs(rewards)
         known = [i for i, r in enumerate(rewards) if r is not None]
         fitness = np.array([rewards[i] for i in known], np.float64)
         weights = shaped(fitness, self.shaping)
         flat = not weights.any()
         run.note(fitness_numbers(fitness, self.population))
         lr, sigma = value_at(self.lr, run.step), value_at(self.sigma, run.step)
-        run.note({"es/sigma": sigma, "lr": lr, "es/flat": float(flat)})
         if self.ratchet:
-            means = [row["eval/reward/mean"] for row in run.records.evaluations()]
+            rows = run.records.evaluations()
+            # An evaluation whose rewards all failed has no mean.
+            means = [r["eval/reward/mean"] for r in rows if "eval/reward/mean" in r]
             run.state, todo = run.state.after(means, self.ratchet)
             if todo == "recall":
                 run.note({"es/recalled": 1.0})
@@ -137,6 +157,7 @@ class ES(Algo):
             if todo == "keep":
                 run.keep_best()
             lr *= run.state.scale
+        run.note({"es/sigma": sigma, "lr": lr, "es/flat": float(flat)})
         if flat and not self.decay:
             return None
         members = self.members(run.key, run.step)

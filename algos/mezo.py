@@ -10,6 +10,7 @@ Left out: weight decay towards 0, prefix tuning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,10 +19,12 @@ from algos.es import ES
 from rlft.algo import Algo
 from rlft.check.by_noise import check_by_noise
 from rlft.config import Positive
-from rlft.errors import ConfigError, DataError
+from rlft.errors import ConfigError, DataError, NonFinite
 from rlft.learning.noise import Drawing, Noise, NoiseStep, pack
 from rlft.schedule import Scheduled, value_at
 from rlft.types import Group, Term, Ticket, WeightUpdate
+
+_NONFINITE_BEFORE_STOP = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class MeZO(Algo):
     def suits(self, cfg) -> list[str]:
         return check_by_noise(cfg, 0, perturbs_engines=self.samples)
 
+    def init_state(self) -> int:
+        """Steps in a row without a finite loss."""
+        return 0
+
     @property
     def pairs(self) -> ES:
         """The same step on rewards, as evolution strategies see it."""
@@ -76,15 +83,21 @@ class MeZO(Algo):
         drawing = Drawing("hashed", run.cfg.model.dtype)
         losses = run.losses(groups, probes, drawing)
         eps, lr = value_at(self.eps, run.step), value_at(self.lr, run.step)
-        slope = slopes(losses, eps)
+        found = zip(probes[::2], slopes(losses, eps), strict=True)
+        slope = [(probe, g) for probe, g in found if math.isfinite(g)]
+        lost = self.directions - len(slope)
+        flat = not any(g for _, g in slope)
         run.note({"loss/nll": sum(losses) / len(losses), "lr": lr, "es/sigma": eps})
-        run.note({"es/flat": float(not any(slope))})
-        if not any(slope):
+        run.note({"es/flat": float(flat), "es/lost": float(lost)})
+        run.state = 0 if slope else run.state + 1
+        if run.state >= _NONFINITE_BEFORE_STOP:
+            raise NonFinite(
+                f"step {run.step + 1}: no loss was finite for {run.state} steps in a row; the last were "
+                f"{losses[:4]}. Lower algo.lr or algo.eps."
+            )
+        if flat:
             return None
-        terms = [
-            Noise(probe.seed, -lr / self.directions * g)
-            for probe, g in zip(probes[::2], slope, strict=True)
-        ]
+        terms = [Noise(probe.seed, -lr / len(slope) * g) for probe, g in slope]
         return run.add_noise(NoiseStep(pack(terms), drawing))
 
 

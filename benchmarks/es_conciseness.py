@@ -63,7 +63,7 @@ class BriefRun:
             max_tokens=tokens, greedy=True, stop_ids=tuple(self._text.stop_ids)
         )
         self._weights = self._engine.weights()
-        self.master = {n: w.float() for n, w in self._weights.items()}
+        self.master = {n: w.float().clone() for n, w in self._weights.items()}
         self._base = {n: w.clone() for n, w in self._weights.items()}
         self._judged = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype)
@@ -94,7 +94,7 @@ class BriefRun:
                     )
         return [Group(t, tuple(c)) for t, c in zip(tasks, columns, strict=True)]
 
-    async def score(self, groups: Sequence[Group]) -> list[Group]:
+    async def score(self, groups: Sequence[Group], *, again: bool = False) -> list[Group]:
         return list(groups)
 
     def note(self, numbers: dict[str, float]) -> None:

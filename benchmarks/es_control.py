@@ -78,7 +78,7 @@ class ControlRun:
         blend(self._weights, self.master, [], drawing)
         return [Group(t, tuple(c)) for t, c in zip(tasks, columns, strict=True)]
 
-    async def score(self, groups: Sequence[Group]) -> list[Group]:
+    async def score(self, groups: Sequence[Group], *, again: bool = False) -> list[Group]:
         return list(groups)  # an episode has its reward
 
     def note(self, numbers: dict[str, float]) -> None:

@@ -146,12 +146,13 @@ def speed(model: Path, count: int, together: int, dtype: str) -> None:
     engine = TransformersEngine(model, dtype=dtype, max_length=512, max_batch=8 * together)
     sampling = Sampling(max_tokens=TOKENS, greedy=True)
     engine.generate(requests, sampling)  # warm
-    batch = [Request(p, 0) for _ in range(together) for p in prompts]
+    # Prompts that differ: equal ones would be read once, which those of different members cannot be.
+    batch = [Request((*p[:-1], 1000 + i), 0) for i in range(together) for p in prompts]
     alone = timed(
         f"pure inference, {len(batch)} sequences", lambda: engine.generate(batch, sampling)
     )
     inference = peak_gb()
-    master = {n: p.detach().float() for n, p in engine.weights().items()}
+    master = {n: p.detach().float().clone() for n, p in engine.weights().items()}
     size = sum(m.numel() for m in master.values()) * 4 / 2**30
     drawing = Drawing(rank=1, matrices=linear_weights(model))
     ours = timed("full rank", lambda: full_generation(engine, master, requests, count))

@@ -85,16 +85,20 @@ class Collecting:
         self._drew(drawn(groups))
         return groups
 
-    async def score(self, groups: Sequence[Group], least: int = 2) -> list[Group]:
+    async def score(
+        self, groups: Sequence[Group], least: int = 2, *, again: bool = False
+    ) -> list[Group]:
         """Scores every member. A member whose reward failed is left out of its group, and counted;
         it is never a 0; `rewards.on_error: refill` samples others in its place. Groups that are left
-        with fewer than `least` are counted. Raises RewardFailed when too many failed."""
+        with fewer than `least` are counted. Raises RewardFailed when too many failed. again: what failed
+        in this step is tried a second time, and whether it was too much has been judged."""
         step = self.step + 1
         self._phase("score", step)
         with self.row.timed("reward"):
             groups = self._scoring.outcomes(groups, step, "train")
         self._records.samples(groups, step, "train")
-        self._scoring.stop_if_too_many_failed(groups, step)
+        if not again:
+            self._scoring.stop_if_too_many_failed(groups, step)
         if self.cfg.rewards.on_error == "refill":
             before = drawn(groups)
             with self.row.timed("refill"):

@@ -16,7 +16,7 @@ from rlft.cluster.fleet import Fleet
 from rlft.config import Config
 from rlft.credit.decision import Credit
 from rlft.filters import members_of
-from rlft.learning.strip_fit import Normalise, StripJob
+from rlft.learning.strip_job import Normalise, StripJob
 from rlft.record.acted import acted, samples
 from rlft.record.console import Console
 from rlft.record.summary import success

@@ -145,7 +145,8 @@ def _advice(cfg: Config, shape: ModelShape, hardware: Hardware, reference: bool)
     def after(changes: list[Named]) -> list[str] | None:
         return _names_that_fit(cfg, changes, shape, hardware, reference)
 
-    changes = list(_changes(cfg, hardware))
+    # What moves by noise has one master and keeps nothing for a backward pass.
+    changes = [] if shape.by_noise else list(_changes(cfg, hardware))
     alone = [names for change in ([], *([c] for c in changes)) if (names := after(change))]
     if alone:
         return f"It fits with {' or '.join(' and '.join(names) for names in alone)}"

@@ -53,6 +53,9 @@ class Need:
 def learner_need(cfg: Config, shape: ModelShape, *, reference: bool) -> Need:
     """Of one learner rank. reference: a frozen copy of the model is kept for a KL penalty."""
     stage, ranks, size = cfg.learner.zero_stage, cfg.learner.num, _bytes(cfg)
+    if shape.by_noise:  # a float32 master beside the model; no gradient, no optimizer, nothing kept
+        resident = {"weights": float(size * shape.params), "master": 4.0 * shape.trained}
+        return Need(resident, {"head": 4.0 * shape.vocabulary * _CHUNK})
     split = {n: ranks if stage >= n else 1 for n in (1, 2, 3)}
     # Master weights in float32 unless the weights are that already and nothing is partitioned.
     state = 8 if (stage == 0 and size == 4) else 12

@@ -26,7 +26,8 @@ class Served:
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """params, trained: counts of all and of trained parameters; kv_width: key heads x head width;
-    critic: whether a critic of the same shape is trained beside it; served: models of rewards."""
+    critic: whether a critic of the same shape is trained beside it; by_noise: whether weights move without
+    a gradient; served: models of rewards."""
 
     params: int
     trained: int
@@ -36,6 +37,7 @@ class ModelShape:
     kv_width: int
     vocabulary: int
     critic: bool = False
+    by_noise: bool = False
     served: tuple[Served, ...] = ()
 
 

@@ -71,21 +71,29 @@ def report(cfg: Config, *, assume: str | None = None, elsewhere: bool = False) -
 
 def arithmetic(cfg: Config, algo: Algo) -> list[str]:
     """The numbers of a step as one equation, and what is kept of it."""
+    saves = "saves: at the end only; an interrupted run starts again (save.every)"
+    kept = [saves] if not cfg.save.every or cfg.save.every >= cfg.steps else []
+    if algo.by_noise:
+        members = getattr(getattr(algo, "pairs", algo), "population", 1)
+        answers = cfg.tasks_per_step * members
+        return [
+            f"a step: {cfg.tasks_per_step} tasks x {members} members = {answers:,} rows = 1 update, "
+            f"{cfg.steps:,} in all",
+            *kept,
+        ]
     members = getattr(algo, "group_size", 1)
     epochs, minibatches = getattr(algo, "epochs", 1), getattr(algo, "minibatches", 1)
     rows, ranks = cfg.tasks_per_step * members, cfg.learner.num
     each = rows / minibatches / ranks
     share = f"{each:g}" if each == int(each) else f"about {each:.1f}"
     updates = epochs * minibatches
-    lines = [
+    return [
         f"a step: {cfg.tasks_per_step} tasks x {members} answers = {rows} rows = "
         f"{_count(minibatches, 'minibatch', 'es')} x {_count(ranks, 'rank')} x {share} rows; x "
         f"{_count(epochs, 'epoch')} = {_count(updates, 'update')}, {updates * cfg.steps:,} in all; "
-        f"micro-batches of at most {cfg.learner.token_budget} tokens"
+        f"micro-batches of at most {cfg.learner.token_budget} tokens",
+        *kept,
     ]
-    if not cfg.save.every or cfg.save.every >= cfg.steps:
-        lines.append("saves: at the end only; an interrupted run starts again (save.every)")
-    return lines
 
 
 def acting(cfg: Config, algo: Algo, env: Any) -> list[str]:
@@ -134,7 +142,9 @@ def _memory(cfg: Config, algo: Algo, hardware: Hardware) -> list[str]:
     shape = model_shape(cfg)
     if isinstance(shape, str):
         return [f"memory: not estimated, the model is not known here ({shape})"]
-    shape = replace(shape, critic="value" in algo.needs, served=served_models(cfg))
+    shape = replace(
+        shape, critic="value" in algo.needs, by_noise=algo.by_noise, served=served_models(cfg)
+    )
     frozen = {"ref_logp", "teacher"} & (algo.needs | needs_of(cfg))  # a second copy of the model
     return memory_lines(cfg, shape, hardware, bool(frozen))
 

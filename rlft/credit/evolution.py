@@ -85,16 +85,26 @@ def lost_members(groups: Sequence[Group], population: int) -> list[int]:
     return [i for i, r in enumerate(rewards) if r is None]
 
 
+def whole_pairs(rewards: Sequence[float | None]) -> list[float | None]:
+    """The rewards, without those of a pair (2k, 2k + 1) of which one is missing."""
+    pairs = zip(rewards[::2], rewards[1::2], strict=True)
+    return [r for pair in pairs for r in (pair if None not in pair else (None, None))]
+
+
 def merged(groups: Sequence[Group], again: Sequence[Group]) -> list[Group]:
-    """The groups with what was scored again; a member of `again` replaces its first attempt."""
-    second = {g.task.id: g for g in again}
+    """The groups with what was scored again; a member of `again` replaces its first attempt. A task that
+    a step holds twice has its groups in the same order in both."""
+    second: dict[str, list[Group]] = {}
+    for g in again:
+        second.setdefault(g.task.id, []).append(g)
     out = []
     for group in groups:
-        new = second.pop(group.task.id, None)
+        waiting = second.get(group.task.id)
+        new = waiting.pop(0) if waiting else None
         drawn = {m.member for m in new.members} if new else set()
         kept = tuple(m for m in group.members if m.member not in drawn)
         out.append(dataclasses.replace(group, members=kept + (new.members if new else ())))
-    return [*out, *second.values()]
+    return [*out, *(g for waiting in second.values() for g in waiting)]
 
 
 def fitness_numbers(fitness: np.ndarray, population: int) -> dict[str, float]:

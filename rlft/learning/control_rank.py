@@ -17,7 +17,8 @@ from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
 from rlft.learning.rank import LearnerRank, fetch_rows
 from rlft.learning.retained import retained_acting
-from rlft.learning.strip_fit import StripJob, fit_strips
+from rlft.learning.strip_fit import fit_strips
+from rlft.learning.strip_job import StripJob
 from rlft.learning.visits import Visits
 from rlft.policy.actor_critic import as_tensors, load_policy
 from rlft.retention.fisher import reads

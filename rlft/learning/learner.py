@@ -163,7 +163,8 @@ class Trained:
 
     def save(self, folder: Path) -> None:
         """Writes model, optimizer and random state of every rank below `folder`. A collective."""
-        state = {"torch_rng": torch.get_rng_state()}
+        holds = [frozen.holds for frozen in self._frozen]
+        state = {"torch_rng": torch.get_rng_state(), "holds": holds}
         self.engine.save_checkpoint(
             str(folder), tag="learner", client_state=state, save_latest=False
         )
@@ -174,6 +175,10 @@ class Trained:
         if path is None:
             raise FileNotFoundError(f"no learner state in {folder}")
         torch.set_rng_state(state["torch_rng"])
+        for frozen, holds in zip(self._frozen, state["holds"], strict=True):
+            frozen.holds = (
+                holds  # what was thawed before keeps the optimizer state it has had since
+            )
 
 
 class Learner(Trained):

@@ -64,7 +64,21 @@ class NoiseRank:
         self._master = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._policy = policy.to(getattr(torch, cfg.model.dtype)).eval().requires_grad_(False)
         self._device, self._anchor = device, StartWeights(self._folder, cfg)
-        return []
+        return self._reach()
+
+    def _reach(self) -> list[str]:
+        """What low-rank noise moves of the model, for a person."""
+        rank = getattr(registry.build("algo", self._cfg.algo), "rank", 0)
+        if not rank:
+            return []
+        moved = with_matrices(Drawing(rank=rank), self._folder).matrices
+        share = sum(self._master[n].numel() for n in moved) / sum(
+            t.numel() for t in self._master.values()
+        )
+        return [
+            f"noise of rank {rank} moves {len(moved)} of {len(self._master)} weights, {share:.0%} of all "
+            f"numbers; the others stay as they are"
+        ]
 
     @torch.no_grad()
     def add_noise(self, step: NoiseStep) -> dict[str, float]:

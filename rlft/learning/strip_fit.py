@@ -13,59 +13,18 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from rlft.credit.decision import Credit, Seen
+from rlft.credit.decision import Seen
 from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
 from rlft.learning.objective import Sums, objective
 from rlft.learning.retained import Retained, coefs, told
+from rlft.learning.strip_job import StripJob
 from rlft.learning.visits import Visits
 from rlft.losses.corrected import with_effective_share
 from rlft.policy.actor_critic import Normaliser
-from rlft.schedule import Decay
-from rlft.seeding import Key
-from rlft.types import Batch, PolicyOut, Strip, Term
-
-Normalise = Literal["minibatch", "batch", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class StripJob:
-    """What every rank is told: the same on all of them.
-
-    number: float32 `[rows]`, what the algorithm says of each strip, NaN: nothing; on_policy: bool
-    `[rows]`; coef: each term's coefficient this step; key: of the order of minibatches; normalise: over
-    what advantages get mean 0 and deviation 1; target_kl: no further epoch once the policy has moved by
-    so many nats a step; unit: what a minibatch is made of; token_budget: steps of one forward; step: of the
-    run, and taken: optimizer steps of it, both before this fit.
-    reward_clip: rewards beyond it count as it; critic_only: the policy stays as it is.
-    stream, minibatch: int `[rows]`, of demonstrations that are read window after window: minibatch number
-    m holds the next window of each stream, and a row without a state begins in the state that its stream
-    arrived at.
-    """
-
-    number: np.ndarray
-    on_policy: np.ndarray
-    terms: tuple[Term, ...]
-    coef: tuple[float | Decay, ...]
-    credit: Credit | None
-    epochs: int
-    minibatches: int
-    key: Key
-    lr: float
-    critic_lr: float | None
-    token_budget: int
-    normalise: Normalise = "none"
-    unit: Literal["step", "strip"] = "step"
-    target_kl: float | None = None
-    ucb: float = 0.0
-    learn: bool = True
-    reward_clip: float | None = None
-    critic_only: bool = False
-    stream: np.ndarray | None = None
-    minibatch: np.ndarray | None = None
-    step: int = 0
-    taken: int = 0
+from rlft.types import Batch, PolicyOut, Strip
 
 
 @dataclass(slots=True)
@@ -82,6 +41,7 @@ class _Table:
     row: torch.Tensor
     adv: torch.Tensor
     ret: torch.Tensor
+    bonus: torch.Tensor
     teacher: torch.Tensor | None = None
 
 
@@ -105,8 +65,10 @@ def fit_strips(
     table.teacher = retained.teacher_params(strips)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     metrics: dict[str, float] = {}
+    if job.ucb:
+        table.bonus = job.ucb * (visits or Visits()).bonus(table.obs, table.action)
     if job.credit is not None and not _anew_each_time(job):
-        _appraise(job, strips, lengths, table, visits or Visits())
+        _appraise(job, strips, lengths, table)
         metrics |= _worth(table)
     fit = _Updates(learner, job, rank, table, strips, starts, retained)
     nonfinite: set[int] = set()
@@ -159,8 +121,9 @@ def _table(
         reward=_clipped(joined([s.reward for s in strips]), job.reward_clip),
         on_policy=torch.from_numpy(job.on_policy[row]).to(device),
         row=torch.from_numpy(row).to(device),
-        adv=zeros,
-        ret=zeros,
+        adv=zeros.clone(),
+        ret=zeros.clone(),
+        bonus=zeros,
     )
 
 
@@ -175,9 +138,7 @@ def _take_in_returns(running: Normaliser, seen: Mapping[str, float], count: int)
     running.merge(count, mean.to(device), (square - mean**2).clamp(min=0).to(device))
 
 
-def _appraise(
-    job: StripJob, strips: Sequence[Strip], lengths: np.ndarray, table: _Table, visits: Visits
-) -> None:
+def _appraise(job: StripJob, strips: Sequence[Strip], lengths: np.ndarray, table: _Table) -> None:
     """Advantages and targets of all steps, from whole strips."""
     assert job.credit is not None
     device = table.reward.device
@@ -197,9 +158,7 @@ def _appraise(
         sample_logp=padded(table.logp),
     )
     adv, ret = job.credit(seen)
-    table.adv, table.ret = adv[mask], ret[mask]
-    if job.ucb:
-        table.adv = table.adv + job.ucb * visits.bonus(table.obs, table.action)
+    table.adv, table.ret = adv[mask] + table.bonus, ret[mask]
     if job.normalise == "batch":
         table.adv = _standard(table.adv)
 
@@ -247,15 +206,19 @@ class _Updates:
         learner, job = self.learner, self.job
         lengths = np.diff(self.starts)
         count = len(chosen) if job.unit == "step" else int(lengths[chosen].sum())
-        scale = self._scale(chosen, count)
+        chunks = _chunks(chosen, lengths, job, self.rank, learner.world)
+        # Credit of now comes with the pass that learns from it, where one pass is the whole minibatch.
+        at_once = _anew_each_time(job) and len(chunks) == 1 and learner.world == 1
+        if _anew_each_time(job) and not at_once:
+            self._credit_anew(chosen, chunks)
         guilty: set[int] = set()
         now = list(zip(job.terms, coefs(job, taken), strict=True))
-        for chunk in _chunks(chosen, lengths, job, self.rank, learner.world):
-            index, mask = _places(chunk, self.starts, job.unit)
-            at = torch.from_numpy(index).to(learner.device)
-            mask_BT = torch.from_numpy(mask).to(learner.device)
+        for chunk in chunks:
+            at, mask_BT = self._at(chunk)
             out = self._read(chunk, at)
-            out, batch = self._judged(out, chunk, at, mask_BT, scale)
+            if at_once:
+                self._take_credit(out, chunk, at, mask_BT)
+            out, batch = self._judged(out, at, mask_BT, self._scale(chosen, count))
             rows = self.table.row[at[:, 0]].tolist()
             loss, bad = objective(now, "policy", rows, out, batch, float(max(count, 1)), self.sums)
             guilty |= bad
@@ -270,19 +233,57 @@ class _Updates:
         return applied, guilty
 
     def _scale(self, chosen: np.ndarray, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Mean and deviation of the minibatch's advantages, if they are to be made standard and known."""
-        if self.job.normalise != "minibatch" or _anew_each_time(self.job) or count < 2:
+        """Mean and deviation of the minibatch's advantages, if they are to be made standard. (Credit
+        of now has no other batch than its minibatch.)"""
+        wanted = ("minibatch", "batch") if _anew_each_time(self.job) else ("minibatch",)
+        if self.job.normalise not in wanted or count < 2:
             return None
         index, mask = _places(chosen, self.starts, self.job.unit)
         adv = self.table.adv[torch.from_numpy(index[mask]).to(self.table.adv.device)]
         return adv.mean(), adv.std() + 1e-8
+
+    def _at(self, chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_places` on the learner's device."""
+        index, mask = _places(chunk, self.starts, self.job.unit)
+        device = self.learner.device
+        return torch.from_numpy(index).to(device), torch.from_numpy(mask).to(device)
+
+    @torch.no_grad()
+    def _credit_anew(self, chosen: np.ndarray, chunks: list[np.ndarray]) -> None:
+        """Credit of a whole minibatch by the policy as it is, before any of it is learnt from: what
+        advantages are standardised over does not depend on how the minibatch is cut. A collective."""
+        table = self.table
+        steps = torch.from_numpy(
+            np.concatenate([self._steps(i) for i in chosen] or [np.zeros(0, int)])
+        )
+        steps = steps.to(self.learner.device)
+        table.adv[steps], table.ret[steps] = 0.0, 0.0
+        for chunk in chunks:
+            at, mask_BT = self._at(chunk)
+            self._take_credit(self._read(chunk, at), chunk, at, mask_BT)
+        if self.learner.world > 1:  # each step is one rank's, and 0 on the others
+            for kept in (table.adv, table.ret):
+                whole = kept[steps]
+                dist.all_reduce(whole)
+                kept[steps] = whole
+
+    def _steps(self, strip: int) -> np.ndarray:
+        return np.arange(self.starts[strip], self.starts[strip + 1])
+
+    def _take_credit(
+        self, out: PolicyOut, chunk: np.ndarray, at: torch.Tensor, mask_BT: torch.Tensor
+    ) -> None:
+        adv, ret = _anew(self.job, out, self.table, at, mask_BT, chunk, self.strips)
+        where = at[mask_BT]
+        self.table.adv[where] = adv[mask_BT] + self.table.bonus[where]
+        self.table.ret[where] = ret[mask_BT]
 
     def _read(self, chunk: np.ndarray, at: torch.Tensor) -> PolicyOut:
         """What policy and critic say of these steps now."""
         learner, job, table = self.learner, self.job, self.table
         obs = {name: x[at] for name, x in table.obs.items()}
         state = _states(self.strips, chunk, job, learner) if learner.state_size else None
-        with torch.set_grad_enabled(job.learn):
+        with torch.set_grad_enabled(job.learn and torch.is_grad_enabled()):
             teacher = None if table.teacher is None else table.teacher[at]
             return learner.forward(
                 *(obs, state, table.action[at], table.params[at], teacher),
@@ -293,7 +294,6 @@ class _Updates:
     def _judged(
         self,
         out: PolicyOut,
-        chunk: np.ndarray,
         at: torch.Tensor,
         mask_BT: torch.Tensor,
         scale: tuple[torch.Tensor, torch.Tensor] | None,
@@ -301,14 +301,8 @@ class _Updates:
         """The batch that terms read, and `out` with its values in the critic's own scale."""
         job, table = self.job, self.table
         adv_BT, ret_BT, old_value_BT = table.adv[at], table.ret[at], table.value[at]
-        anew = _anew_each_time(job)
-        if anew:
-            adv_BT, ret_BT = _anew(job, out, table, at, mask_BT, chunk, self.strips)
         if scale is not None:
             adv_BT = (adv_BT - scale[0]) / scale[1]
-        elif anew and job.normalise == "minibatch" and int(mask_BT.sum()) > 1:
-            seen = adv_BT[mask_BT]
-            adv_BT = (adv_BT - seen.mean()) / (seen.std() + 1e-8)
         if self.learner.policy.value_scale is not None and job.credit is not None:
             for name, x_BT in (("mean", ret_BT), ("square", ret_BT.double() ** 2)):
                 self.returns.over(name, x_BT, mask_BT)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlft.errors import ConfigError
 from rlft.learning.noise import Drawing, Noise, factors
 
 
@@ -36,8 +37,17 @@ def linear_weights(folder: Path) -> frozenset[str]:
 
 
 def with_matrices(drawing: Drawing, folder: Path) -> Drawing:
-    """The drawing with the names that its rank applies to, which it does not travel with."""
-    return replace(drawing, matrices=linear_weights(folder)) if drawing.rank else drawing
+    """The drawing with the names that its rank applies to, which it does not travel with. Raises
+    ConfigError: the model has no linear map, so that all members would be the same."""
+    if not drawing.rank:
+        return drawing
+    matrices = linear_weights(folder)
+    if not matrices:
+        raise ConfigError(
+            f"noise of algo.rank={drawing.rank} is added to linear maps, and the model in {folder} "
+            f"has none (GPT-2 and others are built of another kind of layer): use algo.rank=0"
+        )
+    return replace(drawing, matrices=matrices)
 
 
 def _linears(model: Any) -> list[tuple[str, nn.Linear]]:

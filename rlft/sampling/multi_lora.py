@@ -37,10 +37,13 @@ def member_args(rank: int, together: int) -> dict[str, Any]:
 def adapter_of(
     member: Noise, drawing: Drawing, shapes: Mapping[str, torch.Size]
 ) -> dict[str, torch.Tensor]:
-    """peft's names and tensors of a member's noise: A `[r, in]`, B `[out, r]`, added as they are."""
+    """peft's names and tensors of a member's noise: A `[r, in]`, B `[out, r]`, added as they are; drawn on
+    the type of device that the engine has, as the learner draws them."""
     found = {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, shape in shapes.items():
-        left, right = factors(member.seed, name, shape, drawing.rank, device="cpu")
+        drawn = factors(member.seed, name, shape, drawing.rank, device=device)
+        left, right = (side.cpu() for side in drawn)
         plain = f"base_model.model.{name.removesuffix('.weight')}"
         found[f"{plain}.lora_A.weight"] = right.T.contiguous()
         found[f"{plain}.lora_B.weight"] = left * (member.scale * drawing.rank**-0.5)

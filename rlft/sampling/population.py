@@ -65,11 +65,18 @@ class PopulationSampler(Sampler):
         if update.kind == "noise":
             return self._replay(update)
         version = super().load(update, payload)
-        self._whole = dict(self._transport.receive(update, payload))
+        # Noise depends on the type of device, and the learner draws it on its own: where it has a GPU,
+        # samplers have one too (`check_by_noise`), and draw there.
+        received = self._transport.receive(update, payload)
+        self._whole = {n: t.to(self._draws_on) for n, t in received}
         self._master = {n: t for n, t in self._whole.items() if of_adapter(n)}
         self._master = self._master or self._whole
         self._owned, self._pristine = False, True
         return version
+
+    @property
+    def _draws_on(self) -> str:
+        return "cuda" if self._cfg.learner.gpus else "cpu"
 
     def _loader(self) -> Any:
         return self._engine if self._cfg.model.lora is None else WithoutAdapters(self._engine)
@@ -141,13 +148,13 @@ class PopulationSampler(Sampler):
             with _outside_inference_mode():
                 whole = {n: torch.empty_like(m, dtype=dtype) for n, m in self._master.items()}
                 blend(whole, self._master, terms, drawing)
-            yield from whole.items()
+            yield from ((name, out.cpu()) for name, out in whole.items())
             return
         for name, master in self._master.items():
             with _outside_inference_mode():
                 out = torch.empty_like(master, dtype=dtype)
                 blend({name: out}, {name: master}, terms, drawing)
-            yield name, out
+            yield name, out.cpu()  # an engine may be another process
 
     @functools.cached_property
     def _start(self) -> StartWeights:
@@ -162,7 +169,8 @@ class PopulationSampler(Sampler):
         with _outside_inference_mode():
             moved = {n: torch.empty_like(m) for n, m in self._master.items()}
             blend(moved, self._master, terms, drawing)
-        plain = {n: t for n, t in self._whole.items() if not of_adapter(n)}
+        moved = {n: t.cpu() for n, t in moved.items()}
+        plain = {n: t.cpu() for n, t in self._whole.items() if not of_adapter(n)}
         yield from whole_weights(
             plain, moved, self._start, lora, getattr(torch, self._cfg.model.dtype)
         )

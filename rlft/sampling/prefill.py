@@ -7,6 +7,7 @@ Rows whose weights differ (`owner`) share nothing with each other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -39,10 +40,12 @@ def prefill(
     from transformers import DynamicCache
 
     device = model.device
-    keys = list(dict.fromkeys(zip(owners, prompts, strict=True)))
-    row_of = {key: i for i, key in enumerate(keys)}
     cache = DynamicCache(config=model.config)
-    shared = _shared([prompt for _, prompt in keys]) if _takes_gaps(cache) else 0
+    keys = list(zip(owners, prompts, strict=True))
+    if _copies(cache):
+        keys = list(dict.fromkeys(keys))
+    row_of = {key: i for i, key in enumerate(keys)}
+    shared = _shared([prompt for _, prompt in keys]) if _takes_gaps(model, cache) else 0
     heads = list(dict.fromkeys(owner for owner, _ in keys))
     if len(heads) == len(keys):
         shared = 0
@@ -72,8 +75,10 @@ def prefill(
         logits_to_keep=1,
     ).logits[:, -1]
     done = Prefilled(logits, cache, attention, position[:, -1:])
-    return done if len(keys) == len(prompts) else _copied(
-        done, [row_of[key] for key in zip(owners, prompts, strict=True)]
+    return (
+        done
+        if len(keys) == len(prompts)
+        else _copied(done, [row_of[key] for key in zip(owners, prompts, strict=True)])
     )
 
 
@@ -89,8 +94,15 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
     return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, columns)))
 
 
-def _takes_gaps(cache: Any) -> bool:
-    """Whether padding may stand between tokens: a window of attention would count it."""
+def _copies(cache: Any) -> bool:
+    """Whether rows of the cache can be copied; those of some layers (linear attention) cannot."""
+    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+
+
+def _takes_gaps(model: Any, cache: Any) -> bool:
+    """Whether padding may stand between tokens. A window of attention would count it, and so would a
+    model that is not told positions but counts the places of its cache (MPT)."""
     from transformers.cache_utils import DynamicLayer
 
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    told = "position_ids" in inspect.signature(model.forward).parameters
+    return told and all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from algos.es import ES
 from algos.grpo import GRPO
+from algos.mezo import MeZO
 from rlft.check.fit import memory_lines
 from rlft.check.hardware import assumed
 from rlft.check.memory import PROCESS, activations, host_need, kv_bytes, learner_need
@@ -114,6 +116,15 @@ def test_zero_shares_its_state_among_ranks_and_stage_0_does_not():
     assert held(1, 8) == (2 * p, 12 * p / 8, 2 * p)
     assert held(2, 8) == (2 * p, 12 * p / 8, 2 * p / 8)
     assert held(3, 8) == (2 * p / 8, 12 * p / 8, 2 * p / 8)
+
+
+def test_what_moves_by_noise_needs_a_master_and_no_optimizer():
+    need = learner_need(gpus(1), replace(SEVEN_B, by_noise=True), reference=False)
+    assert need.resident == {"weights": 2.0 * SEVEN_B.params, "master": 4.0 * SEVEN_B.trained}
+    assert need.peak < 1.02 * need.idle
+    lines = arithmetic(config(), ES(population=30))
+    assert "tasks x 30 members = " in lines[0] and lines[0].endswith("in all")
+    assert "x 4 members" in arithmetic(config(), MeZO(directions=2))[0]
 
 
 def test_a_token_of_the_cache_is_as_large_as_published():

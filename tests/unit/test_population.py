@@ -1,6 +1,8 @@
 """Members against plain models, in this process: engines, sampler, master."""
 
 import copy
+import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from algos.mezo import MeZO, slopes
 from rlft import registry
 from rlft.check import check_plugins
 from rlft.config import parse_config
-from rlft.credit.evolution import Ratchet
-from rlft.errors import CheckpointError, ConfigError, WeightsMismatch
+from rlft.credit.evolution import Ratchet, member_rewards, merged
+from rlft.errors import CheckpointError, ConfigError, NonFinite, WeightsMismatch
+from rlft.filters import drop_errors
 from rlft.learning.noise import Drawing, Noise, NoiseStep, noise, pack, unpack
 from rlft.learning.noise_rank import NoiseRank
-from rlft.sampling.low_rank import linear_weights
+from rlft.sampling.low_rank import linear_weights, with_matrices
 from rlft.sampling.population import PopulationSampler
 from rlft.sampling.sampler import Ask
 from rlft.sampling.transformers import TransformersEngine
@@ -314,7 +317,7 @@ class Verbs:
 
     def __init__(self, cfg, score=None, losses=None):
         self.cfg, self.key, self.step, self.version = cfg, Key(3), 0, 0
-        self.noted, self.steps, self._losses = {}, [], losses
+        self.noted, self.steps, self._losses, self.state = {}, [], losses, 0
 
     def note(self, values):
         self.noted |= values
@@ -394,6 +397,55 @@ def test_a_member_without_a_reward_has_no_part_in_mean_and_update(tiny_model):
     assert [found[seeds[i]] for i in (0, 2, 3)] == pytest.approx(list(0.1 * z), rel=1e-6)
     run, update, _ = weights_of(algo, [None] * 5, cfg)
     assert update is None and run.noted["es/lost"] == 5
+
+
+def test_a_slope_with_one_side_missing_has_no_part_in_the_step(tiny_model):
+    algo, cfg = ES(population=4, lr=0.3, antithetic=True, shaping="raw"), config(tiny_model)
+    run, _, found = weights_of(algo, [5.2, 5.0, 5.1, None], cfg)
+    seeds = [m.seed for m in algo.members(Key(3), 0)]
+    assert found == {seeds[0]: pytest.approx(0.3 / 2 * 0.2 / 1e-3)}
+    assert run.noted["es/lost"] == 2
+
+
+def test_a_task_that_a_step_holds_twice_keeps_both_of_its_second_attempts():
+    def one(*rewards):
+        return groups_of(rewards, 1)[0]
+
+    first = drop_errors([one(1.0, None), one(1.0, None)])
+    again = [dataclasses.replace(g, members=g.members[1:]) for g in (one(1.0, 2.0), one(1.0, 4.0))]
+    assert member_rewards(merged(first, again), 2) == [1.0, 3.0]
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_three_such_steps_end_the_run(tiny_model):
+    cfg, nan = config(tiny_model), float("nan")
+    algo = MeZO(directions=2, eps=0.01, lr=0.3)
+    seeds = [p.seed for p in algo.pairs.members(Key(3), 0)]
+
+    def losses(probe):
+        return nan if probe.seed == seeds[0] else 2.0 + probe.scale
+
+    run = Verbs(cfg, losses=losses)
+    algo.learn(run, groups_of([1.0]))
+    [term] = unpack(run.steps[0].terms)
+    assert term.seed == seeds[2] and term.scale == pytest.approx(-0.3)
+    assert run.noted["es/lost"] == 1
+    run = Verbs(cfg, losses=lambda probe: nan)
+    assert algo.learn(run, groups_of([1.0])) is None
+    assert algo.learn(run, groups_of([1.0])) is None
+    with pytest.raises(NonFinite, match="3 steps in a row"):
+        algo.learn(run, groups_of([1.0]))
+    assert run.steps == []
+
+
+def test_a_ratchet_reads_evaluations_that_have_a_mean_and_notes_the_lr_it_took(tiny_model):
+    algo = ES(population=2, lr=0.4, ratchet=1)
+    run = Verbs(config(tiny_model))
+    run.state = Ratchet(scale=0.5, best=0.9, seen=0)
+    rows = [{"step": 1.0}, {"step": 2.0, "eval/reward/mean": 0.95}]
+    run.records = types.SimpleNamespace(evaluations=lambda: rows)
+    run.keep_best = lambda: run.noted.update(kept=1)
+    algo.learn(run, groups_of([1.0, 2.0]))
+    assert run.noted["kept"] == 1 and run.noted["lr"] == 0.2 and run.state.best == 0.95
 
 
 def test_one_antithetic_pair_is_mezo(tiny_model):  # spec 4.5
@@ -510,3 +562,29 @@ def test_an_engine_without_row_noise_is_said():
     [line] = registry.build("algo", cfg.algo).suits(cfg)
     assert "vllm cannot add low-rank noise row by row" in line
     assert ES(rank=1).suits(config(Path("models/none"))) == []
+
+
+def test_low_rank_noise_of_a_model_without_linear_maps_is_refused(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=20)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ConfigError, match=r"has none .* use algo\.rank=0"):
+        with_matrices(Drawing(rank=1), tmp_path)
+    assert with_matrices(Drawing(), tmp_path) == Drawing()
+
+
+def test_a_decay_of_the_whole_way_and_a_ratchet_without_evaluations_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match=r"must be below 1, got 3"):
+        ES(lr=0.01, decay=300)
+    ES(lr=0.01, decay=300, decay_norm="l1")
+    cfg = config(tiny_model, eval={"every": 0})
+    with pytest.raises(ConfigError, match=r"eval\.every is 0"):
+        ES(ratchet=2).suits(cfg)
+
+
+def test_a_run_says_how_much_of_the_model_low_rank_noise_moves(tiny_model):
+    made = NoiseRank("learner 0", config(tiny_model, algo={"name": "es", "rank": 1}), tiny_model)
+    [said] = made.connect(("127.0.0.1", 0))
+    assert said.startswith("noise of rank 1 moves 14 of ")

@@ -72,7 +72,7 @@ def test_the_template_is_read_once_and_each_prompt_once(model, positions):
 
 def test_a_model_with_a_window_of_attention_gets_no_gaps(model, positions, monkeypatch):
     """Padding between tokens would take places of the window; equal prompts are still read once."""
-    monkeypatch.setattr("rlft.sampling.prefill._takes_gaps", lambda cache: False)
+    monkeypatch.setattr("rlft.sampling.prefill._takes_gaps", lambda model, cache: False)
     got = read(model, PROMPTS)
     assert [tuple(ids.shape) for ids in positions] == [(3, 10)]
     want = torch.stack([alone(model, p) for p in PROMPTS])
@@ -101,11 +101,24 @@ def test_members_share_nothing_but_what_is_their_own(tiny_model):
             )
 
 
-def test_sliding_windows_are_noticed(model):
-    from transformers import DynamicCache, Gemma3TextConfig
+def test_models_that_count_padding_are_noticed(model):
+    from transformers import DynamicCache, Gemma3TextConfig, MptConfig
 
     from rlft.sampling.prefill import _takes_gaps
 
-    assert _takes_gaps(DynamicCache(config=model.config))
+    assert _takes_gaps(model, DynamicCache(config=model.config))
     windows = Gemma3TextConfig(num_hidden_layers=2, layer_types=["sliding_attention"] * 2)
-    assert not _takes_gaps(DynamicCache(config=windows))
+    assert not _takes_gaps(model, DynamicCache(config=windows))
+    torch.manual_seed(0)
+    config = MptConfig(d_model=32, n_heads=2, n_layers=2, vocab_size=32, max_seq_len=64)
+    alibi = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    assert not _takes_gaps(alibi, DynamicCache(config=alibi.config))
+    want = torch.stack([alone(alibi, p) for p in PROMPTS])
+    torch.testing.assert_close(read(alibi, PROMPTS).logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_whose_rows_cannot_be_copied_reads_every_row(model, positions, monkeypatch):
+    monkeypatch.setattr("rlft.sampling.prefill._copies", lambda cache: False)
+    monkeypatch.setattr("rlft.sampling.prefill._takes_gaps", lambda model, cache: False)
+    got = read(model, PROMPTS)
+    assert [tuple(ids.shape) for ids in positions] == [(4, 10)] and len(got.logits) == 4

@@ -583,7 +583,8 @@ def test_a_pattern_that_names_nothing_is_refused():
 def test_kickstarting_asks_the_teacher_about_the_rollout_and_adds_the_mean_kl(monkeypatch):
     """A fit whose only term is kickstarting, with a spy for a teacher; two strips of 5 and 3 steps."""
     from rlft.learning import objective
-    from rlft.learning.strip_fit import StripJob, fit_strips
+    from rlft.learning.strip_fit import fit_strips
+    from rlft.learning.strip_job import StripJob
 
     monkeypatch.setattr(objective.dist, "all_reduce", lambda *args, **keys: None)
 

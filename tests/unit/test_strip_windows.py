@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rlft.cloning import EMPTY
-from rlft.learning.strip_fit import StripJob, _chunks, _clipped, _minibatches, _states
+from rlft.learning.strip_fit import _chunks, _clipped, _minibatches, _states
+from rlft.learning.strip_job import StripJob
 from rlft.policy.actor_critic import Normaliser
 from rlft.seeding import Key
 
