@@ -73,9 +73,15 @@ class ControlLearner(Trained):
         """Lets observations `[N, ...]` into what normalises later ones: the same on every rank."""
         self.policy.take_in(obs)
 
-    def step(self, lr: float, critic_lr: float | None = None) -> tuple[bool, float]:
-        """Applies the accumulated gradient; see `Trained.step`."""
+    def step(
+        self, lr: float, critic_lr: float | None = None, *, critic_only: bool = False
+    ) -> tuple[bool, float]:
+        """Applies the accumulated gradient; see `Trained.step`. critic_only: the policy's gradient is 0,
+        and its weights are not made smaller either."""
         for group in self.engine.optimizer.param_groups:
+            if group.get("whose") == "policy":
+                usual = group.setdefault("usual_decay", group.get("weight_decay", 0.0))
+                group["weight_decay"] = 0.0 if critic_only else usual
             own = critic_lr is not None and group.get("whose") == "critic"
             group["lr"] = 0.0 if still(group, self._frozen) else critic_lr if own else lr
         return self._stepped()

@@ -89,7 +89,8 @@ def fit_strips(
         ):
             break
     if job.learn:
-        learner.take_in(table.obs)
+        if not job.critic_only:  # what normalises observations belongs to the policy
+            learner.take_in(table.obs)
         if learner.policy.returns is not None and job.credit is not None:
             _take_in_returns(
                 learner.policy.returns, fit.returns.reduced(learner.device), len(table.row)
@@ -227,8 +228,9 @@ class _Updates:
             self._note(out, batch, first)
         if not job.learn:
             return True, guilty
-        self.retained.add(learner, now, taken, self.rank, self.sums)
-        applied, norm = learner.step(job.lr, job.critic_lr)
+        if not job.critic_only:
+            self.retained.add(learner, now, taken, self.rank, self.sums)
+        applied, norm = learner.step(job.lr, job.critic_lr, critic_only=job.critic_only)
         self.sums.add("grad_norm", norm if applied else 0.0, float(applied))
         return applied, guilty
 

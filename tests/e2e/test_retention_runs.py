@@ -26,7 +26,13 @@ BASE = {
     "env": ENV,
     "model": {"build": {"name": "cnn_gru", "channels": [4], "width": 16, "memory": 8}, "dtype": "float32"},
     "runner": {"blocks": 1, "envs": 3},
-    "learner": {"lr": 1e-3, "freeze": [{"names": ["memory.*"], "until": 2}]},
+    "learner": {
+        "lr": 1e-3,
+        "freeze": [
+            {"names": ["memory.*"], "until": 2},  # thawed where `halves` resumes
+            {"names": ["policy_encoder.*"], "until": 1},  # and before: it keeps its moments
+        ],
+    },
     "save": {"every": 2},
     "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60},
 }  # fmt: skip

@@ -593,7 +593,7 @@ def test_kickstarting_asks_the_teacher_about_the_rollout_and_adds_the_mean_kl(mo
 
         def take_in(self, obs): ...
 
-        def step(self, lr, critic_lr):
+        def step(self, lr, critic_lr, *, critic_only=False):
             return True, 1.0
 
     class Spy(ActingTeacher):
