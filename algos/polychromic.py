@@ -67,10 +67,11 @@ class Polychromic(Algo):
     minibatches: Positive = 16
 
     def __post_init__(self) -> None:
-        if self.vines < self.set_size:
+        if self.vines <= self.set_size or self.sets < 2:
             raise ConfigError(
-                f"algo.vines is {self.vines}, which has no set of algo.set_size={self.set_size}; raise "
-                f"vines or lower set_size"
+                f"algo.vines={self.vines}, algo.set_size={self.set_size} and algo.sets={self.sets} leave "
+                f"no two sets to compare, so that every advantage were 0: vines has to be above set_size, "
+                f"and sets at least 2"
             )
         normalised([], *self.return_range)
         registry.build("diversity", self.diversity)
@@ -131,7 +132,7 @@ class Polychromic(Algo):
         """The advantage of each vine of a state, NaN where it failed or is in no set."""
         whole = [i for i, e in enumerate(episodes) if e.end != "error"]
         number = [float("nan")] * len(episodes)
-        if len(whole) < self.set_size:
+        if len(whole) <= self.set_size:  # all sets are the same
             return number
         returns = normalised([episodes[i].ret_after for i in whole], *self.return_range)
         traces = [{**episodes[i].traces, VINE_START: np.array([episodes[i].start])} for i in whole]

@@ -22,7 +22,7 @@ import numpy as np
 from many_runs import model_of, one_cluster, run_once
 
 from envs.minigrid import MiniGrid
-from rlft.record.episodes import evaluation
+from rlft.record.episodes import evaluation, pass_gap, visited_share
 from rlft.sampling.rollouts import rollouts
 from rlft.seeding import Key
 
@@ -91,7 +91,7 @@ def train(seed: int, arms: list[str], out: Path, changes: list[str]) -> None:
 def judge(folder: Path, num: int, seed: int) -> None:
     """Writes `judged.npz`: returns and successes `[configurations, rollouts]`, and those elsewhere."""
     path = folder / "judged.npz"
-    if path.exists():
+    if path.exists() and np.load(path)["return_here"].shape[1] == num:
         return
     began, found = time.monotonic(), {}
     for name, start, n in (("here", "same", num), ("elsewhere", "other_room", max(1, num // 5))):
@@ -100,9 +100,7 @@ def judge(folder: Path, num: int, seed: int) -> None:
         episodes = rollouts(env, model_of(folder), tasks, n, Key(seed).child("judge", name))
         found[f"return_{name}"] = np.array([[e.ret for e in row] for row in episodes])
         found[f"success_{name}"] = np.array([[bool(e.success) for e in row] for row in episodes])
-        rooms = [
-            len({r for e in row for r in e.traces["room"].ravel().tolist()}) for row in episodes
-        ]
+        rooms = [4 * visited_share([e.traces for e in row], "room", 4) for row in episodes]
         found[f"rooms_{name}"] = np.array(rooms)
     np.savez(path, **found)
     print(f"{folder}: judged in {time.monotonic() - began:.0f} s", flush=True)
@@ -110,10 +108,11 @@ def judge(folder: Path, num: int, seed: int) -> None:
 
 def table(seeds: list[int], arms: list[str], out: Path) -> str:
     lines = [
-        "| | mean return | success % | pass@8 | pass@32 | pass@100 | rooms of 4 | moved start, success % | "
-        "environment steps |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | mean return | success % | pass@8 | pass@32 | pass@100 | most below the clone in pass@k | "
+        "rooms of 4 | moved start, success % | environment steps |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    before = wins(seeds, START, out)
     for arm in (START, *arms):
         held = [np.load(out / f"seed_{s}" / slug(arm) / "judged.npz") for s in seeds]
         found = evaluation(
@@ -129,10 +128,25 @@ def table(seeds: list[int], arms: list[str], out: Path) -> str:
         lines.append(
             f"| {arm} | {interval(found.ret, 1, 3)} | {interval(found.success, 100, 1)} | "
             + " | ".join(f"{m:.3f} [{lo:.3f}, {hi:.3f}]" for m, lo, hi in (ks[8], ks[32], ks[100]))
-            + f" | {rooms:.2f} | {moved.mean():.1f} [{moved.min():.1f}, {moved.max():.1f}] | "
+            + f" | {below(wins(seeds, arm, out), before)} | {rooms:.2f}"
+            + f" | {moved.mean():.1f} [{moved.min():.1f}, {moved.max():.1f}] | "
             f"{np.mean(steps):,.0f} |"
         )
     return "\n".join(lines)
+
+
+def wins(seeds: list[int], arm: str, out: Path) -> np.ndarray:
+    """Successes `[seeds, configurations, rollouts]`."""
+    held = [np.load(out / f"seed_{s}" / slug(arm) / "judged.npz") for s in seeds]
+    return np.stack([h["success_here"] for h in held])
+
+
+def below(after: np.ndarray, before: np.ndarray) -> str:
+    """The k at which pass@k is furthest below the clone's, by the paired difference's upper end."""
+    gap = pass_gap(after, before, KS)
+    worst = int(np.argmin(gap.high))
+    value, low, high = (np.atleast_1d(getattr(gap, k))[worst] for k in ("value", "low", "high"))
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] at k = {KS[worst]}"
 
 
 def interval(x: object, scale: float, digits: int) -> str:

@@ -32,7 +32,7 @@ class Gym:
     stack_size: 4}`), innermost first.
 
     observation: `as_is`, or `flat`: one vector, whatever it was; clip_actions: a Box action outside its
-    bounds is moved to them (the policy then sees a space without bounds).
+    bounds is moved to them, and the policy sees a space without bounds (false: it sees the bounds).
     traces: names in `info` that diversity functions and evaluation read, each a whole number or a few;
     `cell` is made here: an observation of whole numbers as it is, any other in steps of cell_size.
     snapshots: how vines return to a state (rlft/sampling/snapshot.py); solved_above: the return above

@@ -200,18 +200,34 @@ class Acting:
         spaced states of each of them (arXiv 2509.25424, appendix A.1.1)."""
         with self.row.timed("rollout"):
             found = self._stage.vines(tasks, seeds, Branching(states, vines), key)
-        self._told([v.roots for v in found])
         whole = [g for v in found for g in (v.roots, *v.families)]
+        families = [f for v in found for f in v.families]
+        self._told([v.roots for v in found], families)
         self.row["env/steps"] = float(sum(m.num_tokens for g in whole for m in g.members))
         self.row["env/strips"] = float(sum(len(g.members) for g in whole))
         self.row["tokens/sampled"] = self.row["tokens/completion"] = self.row["env/steps"]
         return found
 
-    def _told(self, groups: list[Group]) -> list[Group]:
+    def _told(self, groups: list[Group], vines: Sequence[Group] = ()) -> list[Group]:
+        """Notes how episodes went. vines: of which only the failures are told, since the return of what
+        began on the way of another episode says little of the policy."""
         self.row.update(acted(groups))
         for row in samples(groups, self.step + 1, "train"):
             self._records.sample(row)
-        self._stop_if_too_many_failed(groups)
+        failed = [
+            replace(
+                g, members=tuple(m for m in g.members if m.episode and m.episode.end == "error")
+            )
+            for g in vines
+        ]
+        for row in samples(failed, self.step + 1, "train"):
+            self._records.sample(row)
+        whole = [*groups, *vines]
+        if vines:
+            ended = episodes_of(vines)
+            self.row["vines/errors"] = len(episodes_of(failed)) / max(1, len(ended))
+            self.row["reward/errors"] = acted(whole)["reward/errors"]
+        self._stop_if_too_many_failed(whole)
         return groups
 
     def _stop_if_too_many_failed(self, groups: list[Group]) -> None:

@@ -1,8 +1,9 @@
 """`rlft eval` of a policy that acts: many episodes from each held-out configuration.
 
 Mean return, success, pass@k without bias, and coverage (configurations solved at least once), each with
-a bootstrap interval over configurations. An episode succeeds if the environment says so, or by its return
-reaching the threshold where it says nothing. An episode that failed counts as no success and is counted.
+a bootstrap interval over configurations. An episode succeeds if the environment says so, or, where it says
+nothing of any episode, by its return reaching the threshold. An episode that failed is no success, and is
+counted.
 """
 
 from __future__ import annotations
@@ -55,20 +56,25 @@ def evaluate_acting(
     held_out = env.held_out()
     tasks = [held_out[i] for i in range(min(cfg.eval.max_tasks, len(held_out)))]
     key, began = Key(cfg.seed).child("rlft eval"), time.monotonic()
-    episodes = rollouts(env, subject.model, tasks, samples, key, greedy=greedy)
+    timeout = cfg.runner.step_timeout
+    episodes = rollouts(env, subject.model, tasks, samples, key, greedy=greedy, timeout=timeout)
     returns = np.array([[e.ret if e.end != "error" else 0.0 for e in row] for row in episodes])
-    success = np.array([[succeeded(e, threshold) for e in row] for row in episodes])
+    # Who says of one episode that it succeeded means of the others that they did not.
+    says = any(e.success is not None for row in episodes for e in row)
+    success = np.array(
+        [[succeeded(e, None if says else threshold) for e in row] for row in episodes]
+    )
     steps = sum(e.length for row in episodes for e in row)
     seconds = time.monotonic() - began
     say(f"{returns.size:,} episodes of together {steps:,} steps in {seconds:.1f} s")
     return evaluation(returns[None], success[None], ks=ks), episodes
 
 
-def succeeded(episode: Episode, threshold: float) -> bool:
-    """Whether an episode passes."""
+def succeeded(episode: Episode, threshold: float | None) -> bool:
+    """Whether an episode passes. threshold: of its return, None: where the environment says."""
     if episode.end == "error":
         return False
-    return episode.ret >= threshold if episode.success is None else episode.success
+    return bool(episode.success) if threshold is None else episode.ret >= threshold
 
 
 def lines(result: Evaluation, episodes: Sequence[Sequence[Episode]]) -> Iterator[str]:

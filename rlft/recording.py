@@ -40,7 +40,11 @@ def record(
     tasks, key = env.train(), Key(subject.cfg.seed).child("rlft record")
     starts = [Start(tasks[i % len(tasks)], key.child(i).seed(63)) for i in range(episodes)]
     pieces = pieces_of(
-        env, subject.model, lambda block, policy: starts, greedy=greedy, envs=32, record=True
+        *(env, subject.model, lambda block, policy: starts),
+        greedy=greedy,
+        envs=32,
+        record=True,
+        timeout=subject.cfg.runner.step_timeout,
     )
     one = env.make()
     whole = [(s, p) for s, p in zip(starts, pieces, strict=True) if p.end != "error"]

@@ -206,7 +206,7 @@ class ControlRun(Run):
         place = self.folder / "films"
         if self._unseen or not self.cfg.record.films:
             return
-        if place.is_dir() and self.step < self.cfg.steps:
+        if place.is_dir() and not self.done:
             return
         films = self._stage.films(self.held_out, self.cfg.record.films, key, greedy)
         for number, (film, why) in enumerate(films):

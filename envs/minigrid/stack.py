@@ -64,7 +64,7 @@ class Level(gymnasium.Wrapper):
         if flat:
             self.observation_space = spaces.Box(0, HIGHEST, (int(np.prod(view)),), np.uint8)
         else:
-            mission = spaces.Box(0, vocabulary.size - 1, (vocabulary.length,), np.int32)
+            mission = spaces.MultiDiscrete([vocabulary.size] * vocabulary.length, dtype=np.int32)
             self.observation_space = spaces.Dict(
                 {"direction": spaces.Discrete(4), "image": image, "mission": mission}
             )

@@ -36,16 +36,11 @@ def polychromic(
     algorithm 2); the sum over sets is the marginal advantage of Poly-EPO (arXiv 2604.17654).
     Raises ConfigError: fewer episodes than `size`, a return outside [0, 1].
     """
-    returned = np.asarray(returns, np.float64)
+    returned = _in_range(np.asarray(returns, np.float64))
     if len(returned) < size:
         raise ConfigError(
             f"{len(returned)} episodes from a state have no set of {size}; lower algo.set_size or raise "
             f"algo.vines"
-        )
-    if len(returned) and not (returned.min() >= 0 and returned.max() <= 1):
-        raise ConfigError(
-            f"polychromic advantages need returns in [0, 1], got {returned.min():g} to "
-            f"{returned.max():g}; set algo.return_range to what this environment can give"
         )
     chosen = [rng.permutation(len(returned))[:size] for _ in range(sets)]
     score = np.array(
@@ -58,6 +53,17 @@ def polychromic(
     for g, above in zip(chosen, score - base, strict=True):
         adv[g] = np.nan_to_num(adv[g]) + above
     return adv, score
+
+
+def _in_range(returned: np.ndarray) -> np.ndarray:
+    """Returns in [0, 1]; sums of float32 rewards miss it by their rounding."""
+    within = np.clip(returned, 0, 1)
+    if not (np.abs(returned - within) < 1e-5).all():
+        raise ConfigError(
+            f"polychromic advantages need returns in [0, 1], got {returned.min():.9g} to "
+            f"{returned.max():.9g}; set algo.return_range to what this environment can give"
+        )
+    return within
 
 
 def normalised(returns: Sequence[float], low: float, high: float) -> list[float]:

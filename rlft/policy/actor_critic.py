@@ -78,8 +78,8 @@ class Encoder(nn.Module):
                 piece: nn.Module = _Convolutions(part, channels)
                 joined += int(piece.width)  # type: ignore[arg-type]
             elif part.kind == "words":
-                piece = nn.EmbeddingBag(part.high, 32, mode="sum", padding_idx=0)
-                joined += 32
+                piece = _Words(part)
+                joined += int(piece.width)
             else:
                 wanted = normalise and part.kind == "numbers"
                 piece = Normaliser(part.size) if wanted else nn.Identity()
@@ -96,10 +96,8 @@ class Encoder(nn.Module):
         for part in self.parts:
             x = obs[part.name]
             piece = self.pieces[part.name]
-            if part.kind == "image" and isinstance(piece, _Convolutions):
+            if (part.kind == "image" and isinstance(piece, _Convolutions)) or part.kind == "words":
                 found.append(piece(x))
-            elif part.kind == "words":
-                found.append(piece(x.long()))
             else:
                 found.append(piece(part.flat(x)))
         return self.body(found[0] if len(found) == 1 else torch.cat(found, -1))
@@ -109,6 +107,24 @@ class Encoder(nn.Module):
             piece = self.pieces[part.name]
             if isinstance(piece, Normaliser):
                 piece.take_in(part.flat(obs[part.name]))
+
+
+class _Words(nn.Module):
+    """A sentence of K word numbers, 0 for none: the sum over its words of what each is at its place, so
+    that their order matters (put the ball next to the box)."""
+
+    def __init__(self, part: Part, width: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.word = nn.Embedding(part.high, width, padding_idx=0)
+        self.place = nn.Parameter(torch.randn(part.shape[0], width))
+        self.both = _layer(width, width, 2**0.5)
+
+    def forward(self, x_NK: torch.Tensor) -> torch.Tensor:
+        # Steps of an episode share their sentence: each is read once.
+        said, which = torch.unique(x_NK.long(), dim=0, return_inverse=True)
+        read = torch.relu(self.both(self.word(said) + self.place))
+        return (read * (said != 0)[..., None]).sum(1)[which]
 
 
 class _Convolutions(nn.Module):

@@ -64,21 +64,26 @@ class Restart(ForgettingProbe):
             held_out = env.held_out()
             tasks = [held_out[i] for i in range(min(self.tasks, len(held_out)))]
             rows = rollouts(
-                env, subject.model, tasks, self.episodes, subject.key, greedy=self.greedy
+                *(env, subject.model, tasks, self.episodes, subject.key),
+                greedy=self.greedy,
+                timeout=subject.cfg.runner.step_timeout,
             )
             return numbers([e for row in rows for e in row])
         strips, seeds = self._demonstrations(env)
+        inside = hasattr(env, "conditioned")  # and shows more than what was recorded
 
         def starts(block: Any, policy: Any) -> list[Any]:
             found = []
             for place, (strip, seed) in enumerate(zip(strips, seeds, strict=True)):
-                point, state = _saved_state(block, policy, strip, seed, self.after)
+                seen = None if inside else strip.obs
+                point, state = _saved_state(block, policy, strip, seed, self.after, seen)
                 for j in range(self.episodes):
                     noise = subject.key.child(place, j).seed(63)
                     found.append(replace(point, seed=noise, state=state))
             return found
 
-        return numbers(played(env, subject.model, starts, greedy=self.greedy))
+        timeout = subject.cfg.runner.step_timeout
+        return numbers(played(env, subject.model, starts, greedy=self.greedy, timeout=timeout))
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)
@@ -89,8 +94,10 @@ class Restart(ForgettingProbe):
         from rlft.cloning import strips_of
         from rlft.demonstrations import read
 
-        one = env.make()
-        raw = read(str(self.saved), one.observation_space, one.action_space)
+        recorded = getattr(env, "inner", env)  # as `strips_of` reads them
+        one = recorded.make()
+        adapt = getattr(recorded, "adapt", None)
+        raw = read(str(self.saved), one.observation_space, one.action_space, adapt)
         one.close()
         kept = [i for i, d in enumerate(raw) if d.seed is not None and len(d) > 1][: self.tasks]
         if not kept:
@@ -121,7 +128,12 @@ def numbers(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _saved_state(
-    block: Any, policy: Any, strip: Strip, seed: int, after: float
+    block: Any,
+    policy: Any,
+    strip: Strip,
+    seed: int,
+    after: float,
+    seen: Mapping[str, np.ndarray] | None,
 ) -> tuple[Any, np.ndarray | None]:
     """(a start at the point, what a policy's memory holds there)."""
     import torch
@@ -131,7 +143,13 @@ def _saved_state(
 
     steps = max(1, int(after * len(strip.reward)))
     task = Task(str(seed), "", info={"seed": seed, "options": {}})
-    [point] = block.points_of(task, strip.action[: steps + 1], [steps])
+    points, failed = block.points_of(task, strip.action[: steps + 1], [steps], seen)
+    if failed is not None:
+        raise ConfigError(
+            f"probes.fns: restart: the episode with seed {seed} failed when it was taken again:\n"
+            f"{failed.error}"
+        )
+    [point] = points
     state = None
     if policy.state_size:
         carried = torch.zeros(1, policy.state_size)

@@ -190,8 +190,11 @@ def identity(cfg: Config) -> dict[str, Any]:
         for key, usual in (("trainable", "full"), ("optimizer", "adamw"))
         if (value := getattr(cfg.learner, key)) != usual
     }
+    # Where the environments of a policy that acts are is saved block by block.
+    runner = {f"runner.{key}": getattr(cfg.runner, key) for key in ("blocks", "envs")}
     return {
         **unusual,
+        **runner,
         "name": cfg.name,
         "algo": algo,
         "env": env,

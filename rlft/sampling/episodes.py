@@ -8,7 +8,7 @@ does it: seeds and noise come from the work's own key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,9 +41,10 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Rest:
     """Where a block was left: a point, a recurrent state and the number of the episode under way, for each
-    of its environments. number: of stretches before."""
+    of its environments. number: of stretches before. Without points, of environments that cannot be put
+    back, another block begins the next episodes."""
 
-    points: tuple[Point, ...]
+    points: tuple[Point, ...] | None
     state: np.ndarray | None
     episodes: tuple[int, ...]
     number: int
@@ -64,7 +65,7 @@ class Block:
     ) -> None:
         """solved_above: the return above which an episode is a success, where `info` does not say."""
         self.size, self.choice, self._traces = size, choice, traces
-        self._solved_above = solved_above
+        self._solved_above, self._how = solved_above, how
         guarded = [lambda: Guarded(make, traces, timeout, how)] * size
         self._vec = Abreast(guarded, timeout)
         self._envs = self._vec.guarded
@@ -141,7 +142,7 @@ class Block:
                 strip = replace(strip, slot=slot, continues=under_way[slot])
                 pieces.append(Piece(strip, slot, "cut", None))
         self.number += 1
-        points = tuple(env.point() for env in self._envs)
+        points = None if self._how == "none" else tuple(env.point() for env in self._envs)
         state = None if self._state is None else self._state.copy()
         self._held = Rest(points, state, tuple(episodes), self.number)
         return pieces, self._held
@@ -170,6 +171,13 @@ class Block:
             self._reset(everyone)
             return [0] * self.size
         self.number = rest.number
+        if rest.points is None:
+            episodes = [number + 1 for number in rest.episodes]
+            for slot, env in enumerate(self._envs):
+                env.begin(_running(task_of(slot, episodes[slot])))
+                self._began[slot] = (0, 0.0)
+            self._reset(everyone)
+            return episodes
         for slot, (env, point) in enumerate(zip(self._envs, rest.points, strict=True)):
             env.begin(point)
             self._began[slot] = (0, 0.0)
@@ -247,26 +255,42 @@ class Block:
             self._reset(over, keep_state=True)
         return [p for p in pieces if p is not None], states
 
-    def points_of(self, task: Task, actions: np.ndarray, after: Sequence[int]) -> list[Point]:
+    def points_of(
+        self,
+        task: Task,
+        actions: np.ndarray,
+        after: Sequence[int],
+        obs: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[list[Point], Episode | None]:
         """The points of the episode from `task` after each of these numbers, in order, of its `actions`
-        (float32 `[T, A]`), by taking them again. Raises ConfigError if it does not take the same course."""
+        (float32 `[T, A]`), by taking them again; or none, and the episode that failed meanwhile. obs:
+        what was seen before each action. Raises ConfigError if it takes another course."""
         env = self._envs[0]
         self._held = None
         env.begin(_running(task))
-        env.reset()
+        shown, _ = env.reset()
+        self._began[0] = (0, 0.0)
         found = []
         for t in range(after[-1] + 1):
+            if env.running.error:
+                env.running.over = True
+                return [], self._ended(0, False)
+            seen = as_arrays(shown)
+            other = obs is not None and any(
+                not np.array_equal(x[t], np.asarray(seen[name], x.dtype)) for name, x in obs.items()
+            )
+            if env.running.over or other:
+                raise ConfigError(
+                    f"the episode of {task.id!r} took another course after {t} of {len(actions)} steps "
+                    f"when it was taken again: a seed does not determine this environment's episodes, or "
+                    f"it is not the one that they are of. For training without vines set "
+                    f"algo.rollout_states to 0"
+                )
             if t in after:
-                if env.running.over:
-                    raise ConfigError(
-                        f"the episode of {task.id!r} ended after {t} of {len(actions)} steps when it was "
-                        f"taken again: a seed does not determine this environment's episodes, so it has no "
-                        f"vines; set algo.rollout_states to 0"
-                    )
                 found.append(env.point())
-            if t < after[-1] and not env.running.over:
-                env.step(self.choice.to_env(actions[t][None])[0])
-        return found
+            if t < after[-1]:
+                shown = env.step(self.choice.to_env(actions[t][None])[0])[0]
+        return found, None
 
     # -- one step --------------------------------------------------------------------------------
 

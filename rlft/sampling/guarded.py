@@ -18,6 +18,7 @@ import gymnasium
 from rlft.errors import UserError
 from rlft.sampling.actions import Actions
 from rlft.sampling.snapshot import Course, How, Snapshot, copied_actions, restore, take
+from rlft.sampling.within import blank, within
 
 
 class StepTimeout(Exception):
@@ -70,7 +71,8 @@ class Guarded(gymnasium.Wrapper):
         self._make, self._names, self._alarm = make, names, Alarm(timeout)
         self.running: Running | None = None
         self._next: Running | Point | None = None
-        self._last: Any = None
+        self._within = within(self.observation_space)
+        self._last: Any = blank(self.observation_space)
 
     def begin(self, at: Running | Point | None) -> None:
         """Says what the next `reset` begins; None: nothing, the environment idles."""
@@ -81,8 +83,6 @@ class Guarded(gymnasium.Wrapper):
         start, self._next = self._next, None
         if start is None:
             self.running = None
-            if self._last is None:
-                self._last, _ = self.env.reset()
             return self._last, {}
         episode = self.running = start.begun() if isinstance(start, Point) else start
         try:
@@ -120,8 +120,7 @@ class Guarded(gymnasium.Wrapper):
             reward = float(reward)
             if not math.isfinite(reward):
                 raise ValueError(f"the environment gave a reward of {reward}")
-            if episode.length < 4 or terminated or truncated:
-                self._require_within_space("step")
+            self._require_within_space("step")
             if self._names:
                 self._note(info)
         except Exception as error:
@@ -166,7 +165,7 @@ class Guarded(gymnasium.Wrapper):
             self.running.traces.append({name: info[name] for name in self._names})
 
     def _require_within_space(self, when: str) -> None:
-        if not self.observation_space.contains(self._last):
+        if not self._within(self._last):
             raise ValueError(
                 f"the observation of {when} lies outside its space {self.observation_space}: "
                 f"{str(self._last)[:200]}"
@@ -181,8 +180,8 @@ class Guarded(gymnasium.Wrapper):
         except Exception as again:
             self.running.error += f"\nand close: {again!r}"
         self.env = self._make()
-        if not self.observation_space.contains(self._last):
-            self._last, _ = self.env.reset(seed=self.running.seed)
+        if not self._within(self._last):
+            self._last = blank(self.observation_space)
 
 
 def copied(episode: Running) -> Running:
@@ -203,6 +202,11 @@ class Alarm:
         """Takes SIGALRM for this process; call it on the main thread."""
         signal.signal(signal.SIGALRM, cls._late)
         cls._installed = True
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether this process has it."""
+        return cls._installed
 
     @classmethod
     def uninstall(cls) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from rlft.policy.actor_critic import load_policy
 from rlft.sampling.episodes import Block, Start
+from rlft.sampling.guarded import Alarm
 from rlft.sampling.strips import Piece
 from rlft.sampling.vector import act, block_of, choice_of
 from rlft.seeding import Key
@@ -25,11 +27,12 @@ def rollouts(
     *,
     greedy: bool = False,
     envs: int = 32,
+    timeout: float = 60.0,
 ) -> list[list[Episode]]:
     """`n` episodes from each configuration by the policy in `folder`; element `i` belongs to `tasks[i]`.
 
-    env: the plug-in. An episode's randomness depends on `key`, the configuration's place and the
-    episode's number alone.
+    env: the plug-in; timeout: seconds for a step. An episode's randomness depends on `key`, the
+    configuration's place and the episode's number alone.
     """
 
     def starts(block: Block, policy: Any) -> list[Start]:
@@ -39,7 +42,7 @@ def rollouts(
             for j in range(n)
         ]
 
-    episodes = played(env, folder, starts, greedy=greedy, envs=envs)
+    episodes = played(env, folder, starts, greedy=greedy, envs=envs, timeout=timeout)
     return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
 
 
@@ -50,9 +53,11 @@ def played(
     *,
     greedy: bool = False,
     envs: int = 32,
+    timeout: float = 60.0,
 ) -> list[Episode]:
     """One episode from each start that `starts` makes with the block of environments and the policy."""
-    pieces = pieces_of(env, folder, starts, greedy=greedy, envs=envs, record=False)
+    how: Any = {"greedy": greedy, "envs": envs, "timeout": timeout}
+    pieces = pieces_of(env, folder, starts, **how, record=False)
     return [piece.episode for piece in pieces if piece.episode is not None]
 
 
@@ -64,13 +69,18 @@ def pieces_of(
     greedy: bool,
     envs: int,
     record: bool,
+    timeout: float = 60.0,
 ) -> list[Piece]:
-    """The same, with the strip of each episode if `record`."""
+    """The same, with the strip of each episode if `record`. On the main thread a step that takes longer
+    than `timeout` ends its episode."""
     one = env.make()
     policy = load_policy(folder, one).eval()
     choice = choice_of(policy, one.action_space, torch.device("cpu"))
     one.close()
-    block = block_of(env, envs, choice)
+    alarmed = threading.current_thread() is threading.main_thread() and not Alarm.installed()
+    if alarmed:
+        Alarm.install()
+    block = block_of(env, envs, choice, timeout)
     rolling = block.episodes(starts(block, policy), greedy=greedy, record=record)
     acted: Any = None
     try:
@@ -80,4 +90,6 @@ def pieces_of(
         pieces, _ = end.value
     finally:
         block.close()
+        if alarmed:
+            Alarm.uninstall()
     return pieces

@@ -28,8 +28,8 @@ How = Literal["copy", "replay", "none"]
 _UNPICKLABLE = (TypeError, ValueError, AttributeError, RecursionError, pickle.PicklingError)
 _CONSTANT = (gymnasium.Space, gymnasium.envs.registration.EnvSpec, types.FunctionType)
 _WITHOUT = (
-    "Without snapshots there are no vines: set algo.rollout_states to 0 (whole episodes from the "
-    "start), or train with an algorithm that needs none"
+    "Without snapshots there are no vines (set algo.rollout_states to 0: whole episodes from the start), "
+    "and where a run of segments goes on elsewhere new episodes begin"
 )
 
 

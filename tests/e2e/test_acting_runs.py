@@ -115,11 +115,11 @@ def test_without_rollout_states_polychromic_is_ppo_of_whole_episodes(tmp_path):
 
 
 def test_vines_and_a_broken_environment_are_counted(tmp_path):
-    poly = {"name": "polychromic", "seeds": 2, "vines": 4, "sets": 3, **SAME}
+    poly = {"name": "polychromic", "seeds": 2, "vines": 5, "sets": 3, **SAME}
     run(tmp_path / "poly", algo=poly, model=MLP, steps=1)
     [row] = metrics(tmp_path / "poly")
-    assert row["env/strips"] == 2 * (2 + 2 * 2 * 4)
-    assert 0 <= row["sets/zero"] <= 1
+    assert row["env/strips"] == 2 * (2 + 2 * 2 * 5)
+    assert 0 <= row["sets/zero"] <= 1 and row["vines/errors"] == 0
     assert row["loss/behaviour_kl"] >= 0
     rows = [json.loads(x) for x in (tmp_path / "poly/samples.jsonl").read_text().splitlines()]
     assert {len(r["traces"]["room"]) - r["tokens"] for r in rows if r["kind"] == "train"} == {1}

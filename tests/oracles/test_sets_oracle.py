@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from algos.polychromic import Polychromic
 from rlft.credit.decision import GAE, Seen
 from rlft.credit.overlay import Overlay
 from rlft.credit.sets import normalised, polychromic
@@ -13,6 +14,7 @@ from rlft.credit.vtrace import VTrace, vtrace
 from rlft.diversity import rooms
 from rlft.errors import ConfigError
 from rlft.learning.visits import Visits
+from rlft.types import Episode
 
 
 class Drawn:
@@ -85,6 +87,25 @@ def test_scores_lie_between_0_and_1_and_returns_must():
     with pytest.raises(ConfigError, match="set_size"):
         polychromic([1, 0], FOUR[:2], rooms, rng)
     assert normalised([5, 10], 0, 20) == [0.25, 0.5]
+    rounded = normalised([float(sum([np.float32(0.1)] * 10)), 0, 0, 0], 0, 1)
+    assert rounded[0] > 1
+    same = polychromic(rounded, FOUR, rooms, np.random.default_rng(1))[1]
+    assert (same == polychromic([1, 0, 0, 0], FOUR, rooms, np.random.default_rng(1))[1]).all()
+
+
+@pytest.mark.parametrize("keys", [{"vines": 4, "set_size": 4}, {"sets": 1}])
+def test_sets_that_are_all_the_same_are_refused(keys):
+    with pytest.raises(ConfigError, match="no two sets to compare"):
+        Polychromic(**keys)
+
+
+def test_a_family_of_which_too_few_are_whole_says_nothing():
+    whole = [
+        Episode(0, 1.0, 3, "terminated", True, {"room": np.zeros((4, 1), int)}) for _ in range(4)
+    ]
+    failed = Episode(0, 0.0, 1, "error", None, {}, "broken")
+    numbers = Polychromic(vines=5)._of_family([*whole, failed], np.random.default_rng(0), [])
+    assert np.isnan(numbers).all()
 
 
 def test_the_number_lies_on_the_first_steps_of_its_vine_and_gae_on_the_rest():

@@ -34,6 +34,8 @@ class Walk(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if self.fault == "reset":
+            raise RuntimeError("no floor")
         self.place, self.steps = int((options or {}).get("place", 0)), 0
         return self._seen(), {"place": self.place}
 
@@ -46,8 +48,17 @@ class Walk(gymnasium.Env):
         self.place = max(0, self.place + (1 if action else -1))
         done = self.place >= self.length
         reward = float(done) + 0.01 * float(self.np_random.random())
-        seen = self._seen() + (99 if self.fault == "outside" and self.steps == self.at else 0)
-        return seen, reward, done, self.steps >= self.limit, {"place": self.place}
+        seen = self._seen()
+        if self.steps == self.at:
+            seen = seen + {"outside": 99, "nan": np.nan}.get(self.fault, 0)
+            seen = np.append(seen, seen[:1]) if self.fault == "shape" else seen
+        return (
+            seen.astype(np.float32),
+            reward,
+            done,
+            self.steps >= self.limit,
+            {"place": self.place},
+        )
 
     def _seen(self):
         return np.array([self.place, self.steps], np.float32)
@@ -282,7 +293,8 @@ def test_vines_leave_from_the_states_of_their_seed(how):
     steps = len(root.strip.reward)
     points = rollout_states(steps, 2)
     assert points == [steps // 3, 2 * steps // 3]
-    found = block.points_of(task, root.strip.action, points)
+    found, failed = block.points_of(task, root.strip.action, points, root.strip.obs)
+    assert failed is None
     starts = [Start(task, 50 + i, found[i // 4]) for i in range(8)]
     vines, _ = drive(policy, block.episodes(starts))
     for i, vine in enumerate(vines):
@@ -336,11 +348,42 @@ def test_a_step_that_hangs_ends_its_episode():
         Alarm.uninstall()
 
 
-def test_an_observation_outside_its_space_is_an_error():
+@pytest.mark.parametrize("fault", ["outside", "nan", "shape"])
+@pytest.mark.parametrize("at", [2, 6])
+def test_an_observation_outside_its_space_is_an_error(fault, at):
     policy = policy_for(Walk())
-    block = block_of(lambda: Walk(fault="outside"), policy)
+    block = block_of(lambda: Walk(fault=fault, at=at, length=20, limit=9), policy)
     pieces, _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
     assert "lies outside its space" in pieces[0].episode.error
+    assert len(pieces[0].strip.reward) == at - 1
+    assert np.isfinite(pieces[0].strip.after["observation"]).all()
+
+
+def test_a_first_reset_that_fails_is_an_episode_that_failed():
+    policy = policy_for(Walk())
+    block = block_of(lambda: Walk(fault="reset"), policy)
+    pieces, _ = drive(policy, block.episodes([Start(task_of(i, 0), i) for i in range(4)]))
+    assert [p.end for p in pieces] == ["error"] * 4
+    assert all("no floor" in p.episode.error and len(p.strip.reward) == 0 for p in pieces)
+
+
+def test_segments_of_what_cannot_be_put_back_go_on_here_and_begin_anew_elsewhere():
+    policy = policy_for(Walk())
+
+    def of(how):
+        return block_of(lambda: Walk(length=30, limit=12), policy, how=how)
+
+    plain, bare = of("copy"), of("none")
+    rests = [None, None]
+    for number in range(3):  # in one block nothing differs
+        key = Key(1).child(number)
+        ours, rests[0] = drive(policy, plain.segments(rests[0], 5, key, task_of))
+        theirs, rests[1] = drive(policy, bare.segments(rests[1], 5, key, task_of))
+        same_strips(ours, theirs)
+    assert rests[1].points is None
+    pieces, rest = drive(policy, of("none").segments(rests[1], 5, Key(2), task_of))
+    assert not any(p.strip.continues for p in pieces)
+    assert rest.episodes == tuple(n + 1 for n in rests[1].episodes)
 
 
 def test_an_environment_that_does_not_repeat_itself_has_no_vines():
@@ -355,3 +398,33 @@ def test_an_environment_that_does_not_repeat_itself_has_no_vines():
     [root], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
     with pytest.raises(ConfigError, match="rollout_states to 0"):
         block.points_of(task_of(0, 0), root.strip.action, [4, 8])
+
+
+def test_a_course_that_looks_otherwise_is_refused_though_it_is_as_long():
+    class Noisy(Walk):
+        noise = iter(range(100))
+
+        def _seen(self):
+            return super()._seen() + np.array([0.001 * next(self.noise), 0], np.float32)
+
+    policy = policy_for(Walk())
+    block = block_of(lambda: Noisy(length=30, limit=12), policy, size=1)
+    [root], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
+    with pytest.raises(ConfigError, match="took another course after 0 of 12 steps"):
+        block.points_of(task_of(0, 0), root.strip.action, [4, 8], root.strip.obs)
+
+
+def test_an_episode_that_fails_when_it_is_taken_again_is_told_and_has_no_vines():
+    class Flaky(Walk):
+        resets = 0
+
+        def reset(self, *, seed=None, options=None):
+            Flaky.resets += 1
+            self.fault = "raises" if Flaky.resets > 1 else None
+            return super().reset(seed=seed, options=options)
+
+    policy = policy_for(Walk())
+    block = block_of(lambda: Flaky(length=30, limit=12, at=3), policy, size=1)
+    [root], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
+    points, failed = block.points_of(task_of(0, 0), root.strip.action, [4, 8], root.strip.obs)
+    assert points == [] and failed.end == "error" and "the floor gave way" in failed.error

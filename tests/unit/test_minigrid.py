@@ -4,12 +4,15 @@ import gymnasium
 import minigrid  # noqa: F401
 import numpy as np
 import pytest
+import torch
 
 from envs.minigrid.rooms import clear_directions, reachable
 from envs.minigrid.view import quick
 from envs.minigrid.words import WORDS, Vocabulary
 from rlft import registry
 from rlft.errors import ConfigError, DataError
+from rlft.policy.networks import CNN
+from rlft.policy.observed import parts_of
 from rlft.sampling.snapshot import same
 from rlft.sampling.spaces import check_spaces
 
@@ -321,3 +324,30 @@ def test_options_that_no_level_knows_and_a_level_with_one_room():
         build().make().reset(seed=0, options={"strat": 1})
     with pytest.raises(ConfigError, match="several rooms"):
         build(id="MiniGrid-Empty-8x8-v0").make().reset(seed=0, options={"start": "other_room"})
+
+
+def test_a_mission_is_words_to_the_policy_and_their_order_matters():
+    env = build(id="BabyAI-PutNextLocal-v0", view="dict").make()
+    [part] = [p for p in parts_of(env.observation_space) if p.name == "mission"]
+    assert part.kind == "words"
+    torch.manual_seed(0)
+    policy = CNN(channels=(4,), width=16)(env.observation_space, env.action_space)
+    seen = {n: torch.as_tensor(np.asarray(x))[None] for n, x in env.reset(seed=0)[0].items()}
+    words = Vocabulary(seen["mission"].shape[1])
+
+    def said(mission):
+        ids = torch.as_tensor(words.ids(mission))[None]
+        return policy.policy_encoder.pieces["mission"](ids)
+
+    there = said("put the red ball next to the blue box")
+    assert not torch.allclose(there, said("put the blue box next to the red ball"))
+    padded = policy.policy_encoder.pieces["mission"].word.weight[0]
+    assert not padded.any(), "what is not said adds nothing"
+    both = torch.cat([there, said("go to the key")])
+    stacked = torch.stack(
+        [
+            torch.as_tensor(words.ids(m))
+            for m in ("put the red ball next to the blue box", "go to the key")
+        ]
+    )
+    torch.testing.assert_close(policy.policy_encoder.pieces["mission"](stacked), both)
