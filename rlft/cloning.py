@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,24 @@ from gymnasium import spaces
 from rlft.demonstrations import Demonstration, read
 from rlft.policy.distributions import distribution_of
 from rlft.policy.observed import as_arrays
-from rlft.recordings import Recordings, Streams, Window
+from rlft.recordings import Recordings, Streams, Window, stretches
 from rlft.types import Strip
+
+RECORDED = 20_000
+"""Steps that `strips_of` takes of recordings that are too many to hold."""
+_STRETCH = 256
 
 
 @functools.lru_cache(maxsize=4)
-def strips_of(source: str, env: Any) -> list[Strip]:
-    """The demonstrations of `source` for the environment plug-in `env`. Raises DataError."""
+def strips_of(source: str, env: Any, most: int = RECORDED) -> list[Strip]:
+    """The demonstrations of `source` for the environment plug-in `env`: whole episodes, or of recordings
+    that are read by window about `most` steps, in stretches of 256 spread evenly over the games. Raises
+    DataError."""
+    library = library_of(source, env)
+    if library is not None:
+        recordings = library.recordings
+        games = range(len(recordings.names))
+        return [library.strip(w) for w in stretches(recordings, games, most, _STRETCH)]
     recorded = getattr(env, "inner", env)  # of an environment inside another
     one = recorded.make()
     try:
@@ -50,8 +62,13 @@ class Library:
     ) -> tuple[list[Strip], np.ndarray, np.ndarray]:
         """Windows `first` to `first + minibatches - 1` of each of `num` readers: (strips, the reader of
         each, the minibatch of each)."""
+        self.recordings.keep(num)
         places = [(m, s) for m in range(minibatches) for s in range(num)]
-        strips = [self.strip(streams.at(s, first + m)) for m, s in places]
+        windows = [streams.at(s, first + m) for m, s in places]
+        strips = [
+            replace(self.strip(w), slot=s, continues=not w.fresh)
+            for (_, s), w in zip(places, windows, strict=True)
+        ]
         minibatch, stream = np.array(places).T
         return strips, stream, minibatch
 

@@ -30,6 +30,10 @@ class Recordings(Protocol):
         """Its steps `first` to `last - 1`, with the observations and actions of the environment."""
         ...
 
+    def keep(self, games: int) -> None:
+        """Says how many games are read at a time, in turn: so much should stay unpacked."""
+        ...
+
     def summary(self) -> str:
         """What a person should know of them, in a line."""
         ...
@@ -91,12 +95,19 @@ def stretches(
     recordings: Recordings, games: Sequence[int], steps: int, length: int
 ) -> list[Window]:
     """About `steps` steps of `games` in windows of `length`, evenly spaced over each game, to measure on:
-    the same each time."""
-    each = max(1, round(steps / length / max(1, len(games))))
+    the same each time. If there are more games than windows, some games, and one window of each: from
+    its beginning, its end or between, so that together they show all of a game."""
+    count = max(1, round(steps / length))
+    each = max(1, round(count / max(1, len(games))))
+    if count < len(games):
+        games = [games[int(i)] for i in np.linspace(0, len(games) - 1, count)]
     found: list[Window] = []
-    for game in games:
+    for place, game in enumerate(games):
         total = recordings.steps(game)
-        starts = {int(x) for x in np.linspace(0, max(0, total - length), each)}
+        room = max(0, total - length)
+        # Fractions by the golden ratio: any few of them in a row are spread.
+        alone = [room * (place * 0.618034 % 1)]
+        starts = {int(x) for x in (alone if each == 1 else np.linspace(0, room, each))}
         found += [Window(game, s, min(s + length, total), True) for s in sorted(starts)]
         if len(found) * length >= steps:
             break

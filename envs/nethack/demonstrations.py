@@ -92,6 +92,11 @@ class Shards:
         self._ends = [np.cumsum(lengths) for lengths in self._lengths]
         self._shard = functools.lru_cache(maxsize=kept)(self._unpacked)
 
+    def keep(self, games: int) -> None:
+        """See `Recordings.keep`."""
+        if games > self._shard.cache_info().maxsize:
+            self._shard = functools.lru_cache(maxsize=games)(self._unpacked)
+
     def steps(self, game: int) -> int:
         return int(self._ends[game][-1])
 

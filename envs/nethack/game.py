@@ -17,6 +17,7 @@ from nle import nethack
 from nle.env import tasks
 
 from envs.nethack import TASKS
+from envs.nethack.screen import picture, text
 from rlft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Game(gymnasium.Wrapper):
 
     def __init__(self, recipe: NetHack) -> None:
         super().__init__(_task_of(recipe))
+        self.metadata = {**self.metadata, "film_pixels": 480}  # smaller, no letter can be read
         self._game: Any = self.env
         challenge = recipe.task == "challenge"
         self.max_steps = recipe.max_steps
@@ -97,10 +99,12 @@ class Game(gymnasium.Wrapper):
                 info["success"] = won
         return self._observation(), reward, done, truncated, info
 
+    def render(self) -> np.ndarray:
+        """The screen as it is now as uint8 `[264, 480, 3]`, for films."""
+        return picture(self._seen["tty_chars"], self._seen["tty_colors"])
+
     def text(self) -> str:
         """The screen as it is now, 24 lines."""
-        from envs.nethack.screen import text
-
         return text(self._seen["tty_chars"])
 
     def _observation(self) -> dict[str, Any]:

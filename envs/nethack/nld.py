@@ -92,6 +92,11 @@ class NLD:
         self._lengths: dict[int, int] = {}
         self._game = functools.lru_cache(maxsize=kept)(self._unpacked)
 
+    def keep(self, games: int) -> None:
+        """Says how many games are read at a time: each of them is unpacked once."""
+        if games > self._game.cache_info().maxsize:
+            self._game = functools.lru_cache(maxsize=games)(self._unpacked)
+
     def steps(self, game: int) -> int:
         if game not in self._lengths:
             self._lengths[game] = len(self._game(game))

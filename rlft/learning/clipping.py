@@ -13,18 +13,22 @@ from typing import Any
 import torch
 
 from rlft.learning.pieces import Flat
+from rlft.learning.shards import Intercept
 
 
-def clip_by_parameter(optimizer: Any, layout: Mapping[int, Flat], limit: float) -> None:
-    """Makes `optimizer.step` clip each parameter's gradient to the norm `limit` first."""
+def clip_by_parameter(
+    intercept: Intercept, optimizer: Any, layout: Mapping[int, Flat], limit: float
+) -> None:
+    """Clips each parameter's gradient to the norm `limit` before `optimizer` steps, and before anything
+    else is added to it: the pull of an anchor is not clipped."""
 
-    def clip(*_: Any) -> None:
+    def clip(stepped: set[int]) -> None:
         for group in optimizer.param_groups:
             for tensor in group["params"]:
-                if tensor.grad is not None:
+                if id(tensor) in stepped:
                     _clip(layout[id(tensor)], tensor.grad, limit)
 
-    optimizer.register_step_pre_hook(clip)
+    intercept.before.insert(0, clip)
 
 
 @torch.no_grad()

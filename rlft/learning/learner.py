@@ -116,7 +116,7 @@ class Trained:
 
     def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """What is done to the optimizer once DeepSpeed has made the tensors that it steps."""
-        attach(self.cfg, Full(), self.engine, optimizer, module)
+        attach(self.cfg, Full(), self.engine, optimizer, module, self.intercept)
 
     def _rules(self) -> list[Freeze]:
         """What `learner.freeze` says, of a module whose weights it can name."""
@@ -197,7 +197,7 @@ class Learner(Trained):
 
     def _attach(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self._chosen = optimizer if isinstance(optimizer, ChosenAdamW) else None
-        attach(self.cfg, self._method, self.engine, optimizer, module)
+        attach(self.cfg, self._method, self.engine, optimizer, module, self.intercept)
 
     def trained_share(self) -> float | None:
         """The share of this rank's weights that were trained in the last step, where that is chosen."""

@@ -16,6 +16,7 @@ import torch
 
 from rlft.batch import Inputs
 from rlft.config import Config
+from rlft.errors import ConfigError
 from rlft.learning.anchored import Anchored
 from rlft.learning.buffer import Buffer
 from rlft.learning.language_buffer import LanguageBuffer
@@ -100,7 +101,7 @@ def retained_acting(
 ) -> Retained:
     """Of a policy that acts. env: the plug-in; one: an environment of it; critic_only: names of weights
     that the policy's distribution does not depend on."""
-    from rlft.cloning import strips_of
+    from rlft.cloning import RECORDED, strips_of
     from rlft.policy.actor_critic import load_policy
 
     found = Retained()
@@ -123,9 +124,9 @@ def retained_acting(
             policy = load_policy(said.teacher, one)
             teacher = ActingTeacher(policy, learner.device, cfg.learner.token_budget)
         if module == "buffer":
-            strips = strips_of(said.path, env)
+            strips = strips_of(said.path, env, said.size or RECORDED)
             found.buffers[name] = Buffer(said, strips, teacher, key.child(name))
-        else:
+        elif "teacher" in term.term().needs:
             found.teacher = teacher
     return found
 
@@ -152,8 +153,14 @@ def anchored(learner: Any, term: Any, named: Any) -> Anchored:
     from rlft.retention.fisher import read_fisher
 
     held = None if term.fisher is None else read_fisher(term.fisher)
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    if held is not None and not any(name in held.fisher for name, _ in trained):
+        raise ConfigError(
+            f"retention: {term.called}: none of the trained weights ({trained[0][0]} and others) is in "
+            f"{term.fisher}: there is nothing that it could hold; use l2"
+        )
     return Anchored(
-        shards_of(learner.engine, named),
+        shards_of(learner.engine, trained),
         learner.intercept,
         anchor=None if held is None else held.anchor,
         fisher=None if held is None else held.fisher,

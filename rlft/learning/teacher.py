@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlft.errors import ConfigError
 from rlft.types import Strip
 
 
@@ -38,13 +39,29 @@ class ActingTeacher:
         return torch.cat(parts)
 
     def _with_memory(self, strips: Sequence[Strip], carry: bool) -> torch.Tensor:
-        """All strips side by side, step by step. Of one slot at most the first continues an episode."""
+        """Strips side by side, step by step; one that goes on where another of the same slot ended comes
+        after that one."""
+        if any(s.slot < 0 and s.state is not None and s.state.any() for s in strips):
+            raise ConfigError(
+                "a teacher with a memory was asked about an episode from its middle on, and it has not "
+                "seen what came before (vines of algo.rollout_states): leave kickstarting out, or take a "
+                "policy without a memory"
+            )
+        turn = _turns(strips) if carry else [0] * len(strips)
+        said: list[list[torch.Tensor]] = [[] for _ in strips]
+        for number in range(max(turn, default=-1) + 1):
+            rows = np.flatnonzero(np.array(turn) == number)
+            self._side_by_side([strips[r] for r in rows], [said[r] for r in rows], carry)
+        return torch.stack([one for row in said for one in row])
+
+    def _side_by_side(
+        self, strips: Sequence[Strip], said: Sequence[list[torch.Tensor]], carry: bool
+    ) -> None:
         lengths = np.array([len(s.reward) for s in strips])
         state = torch.zeros(len(strips), self.policy.state_size, device=self._device)
         for row, strip in enumerate(strips):
             if carry and strip.continues and strip.slot in self.carried:
                 state[row] = torch.from_numpy(self.carried[strip.slot]).to(self._device)
-        said: list[list[torch.Tensor]] = [[] for _ in strips]
         for t in range(int(lengths.max(initial=0))):
             rows = np.flatnonzero(lengths > t)
             obs = self._at(strips, rows, t)
@@ -57,9 +74,20 @@ class ActingTeacher:
             for row, strip in enumerate(strips):
                 if strip.slot >= 0:  # in order: the last strip of a slot is the one that may go on
                     self.carried[strip.slot] = state[row].cpu().numpy()
-        return torch.stack([one for row in said for one in row])
 
     def _at(self, strips: Sequence[Strip], rows: np.ndarray, t: int) -> dict[str, torch.Tensor]:
         names: Mapping[str, Any] = strips[0].obs
         found = {n: np.stack([strips[r].obs[n][t] for r in rows.tolist()]) for n in names}
         return {n: torch.from_numpy(x).to(self._device) for n, x in found.items()}
+
+
+def _turns(strips: Sequence[Strip]) -> list[int]:
+    """When each strip can be read: at once, or after the strip before of its slot that it goes on from."""
+    found: list[int] = []
+    last: dict[int, int] = {}
+    for strip in strips:
+        before = last.get(strip.slot) if strip.slot >= 0 else None
+        turn = 0 if before is None else before + strip.continues
+        last[strip.slot] = turn
+        found.append(turn)
+    return found

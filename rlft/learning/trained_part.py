@@ -29,10 +29,12 @@ class Trainable(Protocol):
     """A frozen dataclass whose fields are its keys.
 
     chooses: whether it picks elements while training goes on; else `prepared` settles all of it.
+    adds: whether it trains tensors of its own, and the model's stay as they are.
     pushed: the end of the names of weights that a penalty pushes down by `sparsity`, or None.
     """
 
     chooses: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     pushed: ClassVar[str | None] = None
 
     def prepared(self, lm: Any, seed: int) -> Any:

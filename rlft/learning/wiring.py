@@ -13,6 +13,7 @@ from rlft.errors import ConfigError
 from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.clipping import clip_by_parameter, push
 from rlft.learning.pieces import flats
+from rlft.learning.shards import Intercept
 from rlft.learning.trained_part import Optimizing, Trainable
 from rlft.seeding import Key
 
@@ -96,6 +97,7 @@ def attach(
     engine: Any,
     optimizer: torch.optim.Optimizer | None,
     module: torch.nn.Module,
+    intercept: Intercept,
 ) -> None:
     """Tells the optimizer where its elements lie, and makes it clip by parameter if asked."""
     by_parameter = cfg.learner.clip == "parameter"
@@ -107,4 +109,4 @@ def attach(
     if method.pushed is not None:
         push(optimizer, layout, method.pushed, method.sparsity)  # type: ignore[attr-defined]
     if by_parameter:
-        clip_by_parameter(optimizer, layout, cfg.learner.max_grad_norm)
+        clip_by_parameter(intercept, optimizer, layout, cfg.learner.max_grad_norm)

@@ -82,6 +82,11 @@ def language_model(folder: str, pretrained: bool, lora: int | None) -> Any:
             f"lm {folder!r} is a {type(lm).__name__}, whose body is not `model`; take a model like Llama, "
             f"Qwen or SmolLM"
         )
+    if lm.config.get_text_config().tie_word_embeddings:
+        # The body reads no tokens in a trajectory and may move; one tensor under two names is saved once.
+        head = lm.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        lm.config.get_text_config().tie_word_embeddings = False
     if lora is None:
         return lm
     inner = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -30,14 +30,14 @@ class TeacherLikelihood(ForgettingProbe):
     def check(self, cfg: Config, env: Any) -> None:
         from rlft.cloning import strips_of
 
-        strips_of(self.path, env)
+        strips_of(self.path, env, self.steps)
 
     def __call__(self, subject: Subject) -> Mapping[str, float]:
         from rlft.cloning import strips_of
         from rlft.learning.teacher import ActingTeacher
         from rlft.policy.actor_critic import load_policy
 
-        strips, held = strips_of(self.path, subject.env), 0
+        strips, held = strips_of(self.path, subject.env, self.steps), 0
         chosen = []
         for strip in strips:
             if held and held + len(strip.reward) > self.steps:

@@ -91,9 +91,14 @@ class Restart(ForgettingProbe):
 
     def _demonstrations(self, env: Any) -> tuple[list[Strip], list[int]]:
         """The first `tasks` demonstrations that can be taken again, and their seeds."""
-        from rlft.cloning import strips_of
+        from rlft.cloning import library_of, strips_of
         from rlft.demonstrations import read
 
+        if library_of(str(self.saved), env) is not None:
+            raise DataError(
+                f"probes.fns: restart: {self.saved} holds recorded games, which no seed begins again; "
+                f"record episodes of a policy with `rlft record`"
+            )
         recorded = getattr(env, "inner", env)  # as `strips_of` reads them
         one = recorded.make()
         adapt = getattr(recorded, "adapt", None)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from rlft.config import Config, Positive
+from rlft.errors import ConfigError
 from rlft.probes.probe import ForgettingProbe, Subject
 from rlft.retention.texts import rows_of_text, token_lists
 
@@ -37,18 +38,25 @@ class TextForgetting(ForgettingProbe):
 
     def check(self, cfg: Config, env: Any) -> None:
         rows_of_text(self.path, self.column)
+        if self.base is not None and not (Path(self.base) / "config.json").is_file():
+            raise ConfigError(
+                f"probes.fns: text: base={self.base!r} is no folder of a language model (no config.json)"
+            )
 
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Mapping[str, float]:
         from rlft.policy.lm import load_lm
 
         start = Path(self.base) if self.base is not None else subject.start
-        base, tuned = (load_lm(x, subject.cfg.model.dtype).eval() for x in (start, subject.model))
+        device = "cuda" if subject.cfg.probes.gpus else "cpu"
+        base, tuned = (
+            load_lm(x, subject.cfg.model.dtype).eval().to(device) for x in (start, subject.model)
+        )
         texts = token_lists(self.path, start, self.max_tokens, limit=self.texts, column=self.column)
         totals, count = torch.zeros(3, dtype=torch.float64), 0
         for ids in texts:
-            row = torch.tensor([ids])
-            position = torch.arange(1, len(ids))[None]
+            row = torch.tensor([ids], device=device)
+            position = torch.arange(1, len(ids), device=device)[None]
             mask = torch.ones_like(position, dtype=torch.bool)
             theirs, chosen, *_ = base.read(row, position, mask)
             ours, *_ = tuned.read(row, position, mask)
@@ -57,7 +65,7 @@ class TextForgetting(ForgettingProbe):
                 *(ours, tuned.causal_lm().lm_head.weight),
                 chosen,
             )
-            totals += torch.stack([x.double().sum() for x in found])
+            totals += torch.stack([x.double().sum().cpu() for x in found])
             count += len(chosen)
         ce, entropy, nll = (totals / count).tolist()
         return {"soft_ce": ce, "entropy": entropy, "kl": ce - entropy, "nll": nll}
@@ -75,7 +83,7 @@ def soft_cross_entropy(
     vocabulary of a few positions at a time. Raises ValueError: vocabularies of different sizes."""
     if len(base_VH) != len(tuned_VH):
         raise ValueError(f"the base has {len(base_VH)} tokens, the policy {len(tuned_VH)}")
-    found = [torch.empty(len(base_NH), dtype=torch.float32) for _ in range(3)]
+    found = [base_NH.new_empty(len(base_NH), dtype=torch.float32) for _ in range(3)]
     size = max(1, _TILE_BYTES // (4 * len(base_VH)))
     for at in range(0, len(base_NH), size):
         tile = slice(at, at + size)

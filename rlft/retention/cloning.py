@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rlft.cloning import strips_of
+from rlft.cloning import RECORDED, strips_of
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
 from rlft.retention.term import Place, Retention, filled, teacher_fits
@@ -22,8 +22,9 @@ from rlft.types import Term
 
 @dataclass(frozen=True)
 class BehaviouralCloning(Retention):
-    """path: demonstrations, `.npz`, `.jsonl` or `minari:ID`; teacher: a folder with a policy, null: the one
-    that the run starts from; size: so many steps of it are kept, null: all; batch: of those in each
+    """path: demonstrations, `.npz`, `.jsonl`, `minari:ID` or recorded games; teacher: a folder with a
+    policy, null: the one that the run starts from; size: so many steps of it are kept, null: all (of
+    recorded games 20,000, in stretches); batch: of those in each
     optimizer step. Of a policy with a memory: unroll: steps of one window; burn_in: steps before it
     that only fill the memory."""
 
@@ -43,7 +44,7 @@ class BehaviouralCloning(Retention):
         return Term(self.called, self, self.coef, module="buffer")
 
     def check(self, cfg: Config, env: Any, acts: bool) -> None:
-        strips_of(self.path, env)
+        strips_of(self.path, env, self.size or RECORDED)
         if self.batch < cfg.learner.num:
             raise ConfigError(
                 f"retention: behavioural_cloning: batch={self.batch} must be at least learner.num="

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlft import registry
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
 from rlft.retention.term import Place, Retention, filled
@@ -44,9 +45,12 @@ class EWC(Retention):
                 f"retention: ewc: give `fisher`, a file made before, or `path`, the states to compute it "
                 f"on; got fisher={self.fisher!r}, path={self.path!r}"
             )
-        if cfg.model.lora is not None:
+        method = registry.build("trainable", cfg.learner.trainable)
+        if cfg.model.lora is not None or getattr(method, "adds", False):
+            how = "model.lora" if cfg.model.lora is not None else f"learner.trainable={method}"
             raise ConfigError(
-                "retention: ewc weighs whole weights, and with model.lora only adapters are trained; use l2"
+                f"retention: ewc weighs the model's own weights, and with {how} only added ones are "
+                f"trained; use l2"
             )
         if self.fisher is not None:
             read_fisher(self.fisher)
@@ -54,6 +58,10 @@ class EWC(Retention):
             from rlft.cloning import strips_of
 
             strips_of(str(self.path), env)
+        else:
+            from rlft.retention.texts import rows_of_text
+
+            rows_of_text(str(self.path))
 
     def prepared(self, place: Place) -> EWC:
         from rlft.retention.fisher import fits, make_fisher, read_fisher

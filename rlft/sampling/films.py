@@ -19,7 +19,8 @@ MOST_FRAMES = 120
 """Frames of a film; a longer episode is shown to there."""
 
 LARGEST = 200
-"""Pixels of the longer side; larger frames are made smaller by whole factors."""
+"""Pixels of the longer side, unless the environment's metadata say `film_pixels`; larger frames are made
+smaller by whole factors."""
 
 FRAME_MS = 120
 
@@ -57,7 +58,8 @@ class Camera(gymnasium.Wrapper):
             self.fault = f"{type(error).__name__}: {error}"
             return
         if isinstance(drawn, np.ndarray) and drawn.ndim == 3 and drawn.shape[2] == 3:
-            self.frames.append(smaller(drawn.astype(np.uint8)))
+            largest = int(self.env.metadata.get("film_pixels", LARGEST))
+            self.frames.append(smaller(drawn.astype(np.uint8), largest))
         else:
             self.fault = f"render() gave {type(drawn).__name__}, expected an array [H, W, 3]"
 
@@ -79,9 +81,9 @@ class Cameras:
         return (gif(last.frames), "") if last.frames else (b"", last.fault or "no frame was drawn")
 
 
-def smaller(frame: np.ndarray) -> np.ndarray:
-    """The frame by means over squares, so that no side is longer than `LARGEST`."""
-    factor = -(-max(frame.shape[:2]) // LARGEST)
+def smaller(frame: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+    """The frame by means over squares, so that no side is longer than `largest`."""
+    factor = -(-max(frame.shape[:2]) // largest)
     if factor == 1:
         return frame
     height, width = (n // factor * factor for n in frame.shape[:2])

@@ -11,6 +11,7 @@ from rlft.learning.chosen import ChosenAdamW
 from rlft.learning.clipping import clip_by_parameter
 from rlft.learning.optimizers.muon import Muon
 from rlft.learning.pieces import Flat, Piece
+from rlft.learning.shards import Intercept
 from rlft.learning.trained_part import Trainable
 from rlft.seeding import Key
 
@@ -146,9 +147,14 @@ def test_each_component_is_clipped_to_its_own_norm_and_small_ones_are_left():
     pieces = (Piece("a", 0, 3, 0), Piece("b", 0, 4, 3))
     layout = {id(flat): Flat(flat, {"a": (3,), "b": (4,)}, pieces, False, torch.device("cpu"))}
     optimizer = torch.optim.SGD([flat], lr=1.0)
-    clip_by_parameter(optimizer, layout, 1.0)
+    intercept = Intercept(SimpleNamespace(basic_optimizer=optimizer))
+    pull = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 50.0])
+    intercept.before.append(
+        lambda stepped: flat.grad.add_(pull)
+    )  # as an anchor's, that came before
+    clip_by_parameter(intercept, optimizer, layout, 1.0)
     flat.grad = torch.tensor([3.0, 0.0, 4.0, 0.1, 0.2, 0.2, 0.4])
     optimizer.step()
-    assert torch.allclose(-flat, torch.tensor([0.6, 0.0, 0.8, 0.1, 0.2, 0.2, 0.4]))
+    assert torch.allclose(-flat - pull, torch.tensor([0.6, 0.0, 0.8, 0.1, 0.2, 0.2, 0.4]))
     # clipped as one, both would have shrunk by the same factor
     assert torch.norm(torch.tensor([3.0, 4.0, 0.5])) > 5

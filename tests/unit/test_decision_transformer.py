@@ -234,3 +234,21 @@ def test_language_asks_for_a_policy_with_a_model_inside(tmp_path):
         ConfigError, match=r"needs a policy with a language model inside, got .*mlp"
     ):
         check_retention(cfg, registry.build("algo", cfg.algo), registry.build("env", cfg.env))
+
+
+def test_a_language_model_with_a_tied_head_is_saved_and_loaded(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rlft.policy.actor_critic import load_policy, new_policy
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 20}
+    lm = LlamaForCausalLM(
+        LlamaConfig(num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, **shape)
+    )
+    lm.save_pretrained(tmp_path / "lm")
+    env = Conditioned(MAZE, 0.9).make()
+    spec = {"name": "decision_transformer", "lm": str(tmp_path / "lm"), "steps": 4, "hidden": 16}
+    made = load_policy(new_policy(spec, env, 0, tmp_path / "policy"), env)
+    memory = made.memory.lm
+    head, tokens = memory.get_output_embeddings().weight, memory.get_input_embeddings().weight
+    assert torch.equal(head, lm.lm_head.weight) and head.data_ptr() != tokens.data_ptr()

@@ -120,3 +120,23 @@ def test_a_line_is_a_map_too_and_what_is_no_place_is_not_drawn():
     assert maps([{"step": 1, "kind": "train"}]) == []
     wide = [{"step": 1, "kind": "train", "traces": {"position": [[0, 0], [9999, 0]]}}]
     assert maps(wide) == []
+
+
+def test_a_game_of_nethack_is_filmed_large_enough_to_be_read():
+    pytest.importorskip("nle")
+    from envs.nethack import NetHack
+    from envs.nethack.screen import picture
+
+    cameras = Cameras(NetHack().make)
+    env = cameras()
+    env.reset(seed=1)
+    for _ in range(3):
+        env.step(0)
+    film, why = cameras.film()
+    assert why == "" and Image.open(io.BytesIO(film)).size == (480, 264)
+    chars, colors = np.full((24, 80), ord(" ")), np.full((24, 80), 9)
+    chars[23, 79] = ord("@")
+    drawn = picture(chars, colors)
+    ink = drawn[-11:, -6:].reshape(-1, 3)
+    assert {tuple(p) for p in ink.tolist()} == {(0, 0, 0), (255, 0, 0)}, "bright red on black"
+    assert not drawn[:-11].any() and not drawn[:, :-6].any()

@@ -14,10 +14,14 @@ from algos.clone import Clone
 from envs.nethack import NetHack
 from envs.nethack.demonstrations import Shards, keys_of, open_recordings
 from envs.nethack.nld import first_border, open_nld, statistics
-from rlft.cloning import EMPTY, library_of
+from rlft.cloning import EMPTY, Library, library_of, strips_of
 from rlft.config import parse_config
 from rlft.errors import DataError
+from rlft.probes.likelihood import TeacherLikelihood
+from rlft.probes.restart import Restart
 from rlft.recordings import Streams, stretches
+from rlft.retention.cloning import BehaviouralCloning
+from rlft.retention.ewc import EWC
 from rlft.seeding import Key
 
 DATA = Path(__file__).parents[1] / "data/nethack"
@@ -138,6 +142,9 @@ def test_what_is_measured_is_spread_over_games(cut):
     found = stretches(pieces, [0, 1], 120, 30)
     assert [(w.game, w.first) for w in found] == [(0, 0), (0, 270), (1, 0), (1, 60)]
     assert all(w.fresh for w in found)
+    few = stretches(pieces, [0] * 10, 4 * 30, 30)  # fewer windows than games
+    assert len(few) == 4 and len({w.first for w in few}) == 4
+    assert min(w.first for w in few) < 90 and max(w.first for w in few) > 180
 
 
 def test_windows_are_strips_that_say_whether_a_memory_begins_empty(cut):
@@ -150,7 +157,30 @@ def test_windows_are_strips_that_say_whether_a_memory_begins_empty(cut):
         window = streams.at(s, m)
         assert (strip.state is EMPTY) == window.fresh
         assert len(strip.reward) == window.last - window.first
+        assert (strip.slot, strip.continues) == (s, not window.fresh), (
+            "as a teacher carries its memory"
+        )
         assert strip.action.shape == (len(strip.reward), 1)
+
+
+def test_recorded_games_are_states_for_retention_and_probes(cut):
+    env = NetHack()
+    strips = strips_of(str(cut), env, 512)
+    assert [len(s.reward) for s in strips] == [256, 90], "a stretch of each game"
+    cfg = config(cut)
+    BehaviouralCloning(path=str(cut), size=128).check(cfg, env, acts=True)
+    EWC(path=str(cut)).check(cfg, env, acts=True)
+    TeacherLikelihood(path=str(cut), steps=100).check(cfg, env)
+    with pytest.raises(DataError, match="no seed begins again"):
+        Restart(saved=str(cut)).check(cfg, env)
+
+
+def test_as_many_games_stay_unpacked_as_are_read_in_turn(cut):
+    library = Library(Shards(cut, KEYS, kept=1), NetHack().make().action_space)
+    streams = Streams([0, 1], library.recordings.steps, 2, 30, Key(0))
+    library.windows(streams, 2, 0, 12)
+    found = library.recordings._shard.cache_info()
+    assert found.maxsize == 2 and found.misses < 10, "24 windows of two games in turn"
 
 
 def config(path, **algo):

@@ -1,5 +1,6 @@
 """Retention terms: what each must do whatever it is used with."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from small_runs import tree
 
 from rlft import registry
 from rlft.config import parse_config
@@ -160,6 +162,51 @@ def test_a_teacher_s_memory_runs_through_strips_and_is_reset_on_done():
     torch.testing.assert_close(later, whole(obs[2:9])[3:], msg="it was not carried on")
     alone = ActingTeacher(module, torch.device("cpu")).params([piece(5, 9, continues=False)])
     assert not torch.allclose(alone, later)
+    # All at once, as windows of a stream come: the second goes on from the first of the same call.
+    teacher = ActingTeacher(module, torch.device("cpu"))
+    parts = [
+        piece(0, 3, continues=False),
+        piece(3, 7, continues=True),
+        piece(7, 9, continues=False),
+    ]
+    torch.testing.assert_close(teacher.params(parts)[:7], whole(obs[:7]))
+    torch.testing.assert_close(teacher.params([piece(0, 2, continues=True)])[1:],
+                               whole(np.concatenate([obs[7:9], obs[:2]]))[3:])  # fmt: skip
+
+
+def test_a_teacher_with_a_memory_is_not_asked_from_the_middle_of_an_episode():
+    vine = copy.copy(strip(0, 3))
+    object.__setattr__(vine, "state", np.ones(6, np.float32))
+    teacher = ActingTeacher(policy(1, memory=6), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="leave kickstarting out"):
+        teacher.params([vine])
+
+
+@pytest.mark.parametrize(
+    "trainable", ["s2ft", "selective_lora", {"name": "peft", "config": "VeraConfig"}]
+)
+def test_ewc_is_refused_where_only_added_weights_are_trained(trainable, tmp_path, tiny_model):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "1+1=c2"}\n')
+    cfg = parse_config(tree(tiny_model, learner={"trainable": trainable}), "here")
+    with pytest.raises(ConfigError, match="only added ones are trained; use l2"):
+        EWC(path=str(texts)).check(cfg, None, acts=False)
+    EWC(path=str(texts)).check(parse_config(tree(tiny_model), "here"), None, acts=False)
+    with pytest.raises(DataError, match=r"gone\.jsonl"):
+        EWC(path=str(tmp_path / "gone.jsonl")).check(
+            parse_config(tree(tiny_model), "here"), None, acts=False
+        )
+
+
+def test_a_fisher_of_other_weights_holds_nothing_and_is_refused(tmp_path):
+    from rlft.learning.retained import anchored
+
+    path, ones = tmp_path / "f.safetensors", {"elsewhere": torch.ones(2)}
+    twos = {"elsewhere": torch.full((2,), 2.0)}
+    write_fisher(path, Fisher(ones, twos, {}))
+    named = policy(0).named_parameters()
+    with pytest.raises(ConfigError, match="nothing that it could hold"):
+        anchored(None, EWC(fisher=str(path)), named)
 
 
 def test_a_teacher_s_memory_is_in_the_checkpoint_and_its_weights_are_not(tmp_path):

@@ -8,7 +8,7 @@ data (EVA, CorDA) are refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,8 @@ _READ_DATA = ("eva", "corda", "loftq", "lora_ga")
 @dataclass(frozen=True)
 class Peft(Trainable):
     """config: such as VeraConfig; args: its arguments. `target_modules` is all linear layers by default."""
+
+    adds: ClassVar[bool] = True
 
     config: str
     args: dict[str, Any] = field(default_factory=dict)

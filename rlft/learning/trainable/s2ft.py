@@ -9,7 +9,7 @@ column of down. Of a head: its rows of q, its columns of o.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -53,6 +53,8 @@ class Sliced(Wrapped):
 @dataclass(frozen=True)
 class S2ft(Trainable):
     """channels, heads: the shares of each layer that are trained; at least one where not 0."""
+
+    adds: ClassVar[bool] = True
 
     channels: float = 0.05
     heads: float = 0.0

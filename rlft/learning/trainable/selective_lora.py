@@ -54,6 +54,7 @@ class SelectiveLora(Trainable):
     threshold: float = 0.5
     sparsity: float = 1e-3
     pushed: ClassVar[str | None] = ".gate"
+    adds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.sparsity < 0 or not 0 <= self.threshold < 1:
