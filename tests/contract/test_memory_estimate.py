@@ -36,6 +36,7 @@ def llama(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_what_a_learner_holds_at_each_zero_stage(llama, tmp_path):
     out = tmp_path / "counted.json"
     argv = [sys.executable, str(SCRIPT), str(llama), json.dumps(CASES), str(out)]

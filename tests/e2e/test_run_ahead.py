@@ -16,7 +16,7 @@ def task_ids(folder):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("engine", [pytest.param("transformers", marks=pytest.mark.long), "vllm"])
 def test_a_run_ahead_keeps_the_bound_and_takes_each_task_once(tiny_model, tmp_path, engine):
     ahead = {"max_staleness": 2, "sampler__engine": engine, "sampler__min_tokens": 10}
     run(tmp_path / "run", tiny_model, **ahead, steps=6, save__every=3)

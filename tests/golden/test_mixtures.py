@@ -152,7 +152,13 @@ def test_a_reference_longer_than_the_budget_is_counted_and_the_group_sampled(tmp
     assert "reward/given_mean" not in step
 
 
-@pytest.mark.parametrize("name", ["tempsamp", "luffy", "srft", "uft", "prefix_rft"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tempsamp",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("luffy", "srft", "uft", "prefix_rft")),
+    ],
+)
 def test_a_shipped_method_takes_two_steps(name, tmp_path, tiny_model):
     algo = dict(load_config(ROOT / f"configs/{name}.yaml").algo)
     algo.pop("task_part", None)  # the reward here has other parts
