@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from rlft.algo import Algo
-from rlft.check.by_noise import check_by_noise
+from rlft.check.by_noise import check_by_noise, check_decay, check_differ
 from rlft.config import Natural, Positive
 from rlft.credit.evolution import (
     Ratchet,
@@ -64,9 +64,9 @@ class ES(Algo):
     ratchet: Natural = 0
 
     def __post_init__(self) -> None:
-        least = min(value_at(self.sigma, step) for step in (0, 10**9))
-        if least <= 0:
-            raise ConfigError(f"algo.sigma must be above 0, got {least:g}: members have to differ")
+        check_differ("algo.sigma", self.sigma)
+        if self.decay_norm == "l2":
+            check_decay(self.lr, self.decay)
         if self.antithetic and self.population % 2:
             raise ConfigError(
                 f"algo.population is {self.population}, but algo.antithetic needs pairs: an even number"
@@ -75,24 +75,13 @@ class ES(Algo):
             raise ConfigError(
                 f"algo.noise={self.noise} is of full rank; use algo.rank=0, or noise=hashed"
             )
-        most = self.decay * max(value_at(self.lr, step) for step in (0, 10**9))
-        if self.decay_norm == "l2" and most >= 1:
-            raise ConfigError(
-                f"algo.lr x algo.decay is the share of the way back to the start weights that a step "
-                f"takes; it must be below 1, got {most:g}"
-            )
 
     @property
     def terms(self) -> tuple[Term, ...]:
         return ()  # nothing is differentiated
 
     def suits(self, cfg) -> list[str]:
-        if self.ratchet and not cfg.eval.every:
-            raise ConfigError(
-                f"algo.ratchet={self.ratchet} compares evaluations, and eval.every is 0: set it, or leave "
-                f"ratchet out"
-            )
-        return check_by_noise(cfg, self.rank)
+        return check_by_noise(cfg, self.rank, compares=self.ratchet > 0)
 
     def init_state(self) -> Ratchet | None:
         return Ratchet() if self.ratchet else None

@@ -17,9 +17,9 @@ from typing import ClassVar, Literal
 
 from algos.es import ES
 from rlft.algo import Algo
-from rlft.check.by_noise import check_by_noise
+from rlft.check.by_noise import check_by_noise, check_differ
 from rlft.config import Positive
-from rlft.errors import ConfigError, DataError, NonFinite
+from rlft.errors import DataError, NonFinite
 from rlft.learning.noise import Drawing, Noise, NoiseStep, pack
 from rlft.schedule import Scheduled, value_at
 from rlft.types import Group, Term, Ticket, WeightUpdate
@@ -40,9 +40,7 @@ class MeZO(Algo):
     directions: Positive = 1
 
     def __post_init__(self) -> None:
-        least = min(value_at(self.eps, step) for step in (0, 10**9))
-        if least <= 0:
-            raise ConfigError(f"algo.eps must be above 0, got {least:g}: the probes have to differ")
+        check_differ("algo.eps", self.eps)
 
     @property
     def samples(self) -> bool:  # type: ignore[override]

@@ -5,14 +5,40 @@ from __future__ import annotations
 from rlft import registry
 from rlft.config import Config
 from rlft.errors import ConfigError
+from rlft.schedule import Scheduled, value_at
+
+_ENDS = (0, 10**9)
+"""Steps at which a schedule has its largest and its least value."""
 
 
-def check_by_noise(cfg: Config, rank: int, *, perturbs_engines: bool = True) -> list[str]:
+def check_differ(key: str, scale: Scheduled) -> None:
+    """Raises ConfigError unless the noise of `key` is always above 0."""
+    least = min(value_at(scale, step) for step in _ENDS)
+    if least <= 0:
+        raise ConfigError(f"{key} must be above 0, got {least:g}: members have to differ")
+
+
+def check_decay(lr: Scheduled, decay: float) -> None:
+    """Raises ConfigError for an l2 decay that goes all the way back, or beyond."""
+    most = decay * max(value_at(lr, step) for step in _ENDS)
+    if most >= 1:
+        raise ConfigError(
+            f"algo.lr x algo.decay is the share of the way back to the start weights that a step takes; "
+            f"it must be below 1, got {most:g}"
+        )
+
+
+def check_by_noise(
+    cfg: Config, rank: int, *, perturbs_engines: bool = True, compares: bool = False
+) -> list[str]:
     """Raises ConfigError where `cfg` does not suit; returns what a person should know.
 
-    rank: of the noise, 0 for full; perturbs_engines: answers are drawn under perturbed weights.
+    rank: of the noise, 0 for full; perturbs_engines: answers are drawn under perturbed weights; compares:
+    evaluations decide which weights are kept.
     """
     learner, faults = cfg.learner, []
+    if compares and not cfg.eval.every:
+        faults.append("algo.ratchet compares evaluations, and eval.every is 0: set it")
     if learner.num != 1 or learner.zero_stage:
         faults.append(
             f"the weights have one master: set learner.num=1 and learner.zero_stage=0 "

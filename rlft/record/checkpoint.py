@@ -184,17 +184,17 @@ def identity(cfg: Config) -> dict[str, Any]:
     algo = cfg.algo if isinstance(cfg.algo, str) else cfg.algo.get("name")
     env = cfg.env if isinstance(cfg.env, str) else cfg.env.get("name")
     model = cfg.model.model_dump(mode="json", include={"build", "dtype", "lora"})
-    # Of the learner what a saved optimizer depends on; the usual is left out, as earlier versions did.
-    unusual = {
-        f"learner.{key}": value
-        for key, usual in (("trainable", "full"), ("optimizer", "adamw"))
-        if (value := getattr(cfg.learner, key)) != usual
-    }
-    # Where the environments of a policy that acts are is saved block by block.
-    runner = {f"runner.{key}": getattr(cfg.runner, key) for key in ("blocks", "envs")}
+    # What a saved optimizer depends on, and how the places of environments are saved: block by block. The
+    # usual is left out, as earlier versions did.
+    depends = (
+        ("learner.trainable", cfg.learner.trainable, "full"),
+        ("learner.optimizer", cfg.learner.optimizer, "adamw"),
+        ("runner.blocks", cfg.runner.blocks, 1),
+        ("runner.envs", cfg.runner.envs, 8),
+    )
+    unusual = {key: value for key, value, usual in depends if value != usual}
     return {
         **unusual,
-        **runner,
         "name": cfg.name,
         "algo": algo,
         "env": env,
@@ -210,7 +210,9 @@ def identity(cfg: Config) -> dict[str, Any]:
 
 def refuse_foreign(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     differ = [
-        f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if theirs.get(k) != v
+        f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here"
+        for k in dict.fromkeys([*ours, *theirs])
+        if theirs.get(k) != ours.get(k)
     ]
     if differ:
         raise CheckpointError(

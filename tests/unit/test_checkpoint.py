@@ -289,6 +289,8 @@ def test_a_run_continues_with_other_lengths_and_speeds(tmp_path):
         ({"tasks_per_step": 3}, "tasks_per_step: 2 there, 3 here"),
         ({"learner": {"num": 2}}, "learner.num: 1 there, 2 here"),
         ({"learner": {"zero_stage": 2}}, "learner.zero_stage"),
+        ({"learner": {"optimizer": "muon"}}, "learner.optimizer: None there, 'muon' here"),
+        ({"runner": {"envs": 4}}, "runner.envs: None there, 4 here"),
         ({"model": {"path": "models/big", "max_length": 64}}, "model.path: 'tiny' there"),
         ({"model": {"path": "models/tiny", "max_length": 64, "dtype": "float32"}}, "model"),
     ],
@@ -298,6 +300,13 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path, change
     text = refusal(resumable, tmp_path / "checkpoints", changed(**change))
     assert f"{folder} belongs to another run" in text and said in text
     assert str(tmp_path / "config.yaml") in text
+
+
+def test_what_was_unusual_there_and_is_usual_here_differs_too(tmp_path):
+    theirs = changed(runner={"blocks": 2})
+    folder = write(tmp_path / "checkpoints", 4, identity=identity(theirs))
+    assert "runner.blocks: 2 there, None here" in refusal(resumable, tmp_path / "checkpoints", CFG)
+    assert folder.is_dir()
 
 
 def test_a_run_whose_model_a_warm_start_made_is_the_same_before_and_after_it():
