@@ -175,10 +175,9 @@ class Trained:
         if path is None:
             raise FileNotFoundError(f"no learner state in {folder}")
         torch.set_rng_state(state["torch_rng"])
-        for frozen, holds in zip(self._frozen, state["holds"], strict=True):
-            frozen.holds = (
-                holds  # what was thawed before keeps the optimizer state it has had since
-            )
+        # What was thawed before keeps the optimizer state that it has had since.
+        for frozen, holds in zip(self._frozen, state.get("holds", ()), strict=False):
+            frozen.holds = holds
 
 
 class Learner(Trained):
