@@ -212,6 +212,7 @@ class _Updates:
         at_once = _anew_each_time(job) and len(chunks) == 1 and learner.world == 1
         if _anew_each_time(job) and not at_once:
             self._credit_anew(chosen, chunks)
+        scale = None if at_once else self._scale(chosen, count)
         guilty: set[int] = set()
         now = list(zip(job.terms, coefs(job, taken), strict=True))
         for chunk in chunks:
@@ -219,7 +220,8 @@ class _Updates:
             out = self._read(chunk, at)
             if at_once:
                 self._take_credit(out, chunk, at, mask_BT)
-            out, batch = self._judged(out, at, mask_BT, self._scale(chosen, count))
+                scale = self._scale(chosen, count)
+            out, batch = self._judged(out, at, mask_BT, scale)
             rows = self.table.row[at[:, 0]].tolist()
             loss, bad = objective(now, "policy", rows, out, batch, float(max(count, 1)), self.sums)
             guilty |= bad

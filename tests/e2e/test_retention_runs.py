@@ -50,7 +50,11 @@ def keep(folder, name, *, resume=False, **changes):
     decay = {"kind": "decay", "from": 0.5, "factor": 0.9, "floor": 0.3}
     retention = [
         {"name": "kickstarting", "coef": decay},
-        {"name": "behavioural_cloning", "path": path, "batch": 16, "unroll": 8, "burn_in": 4},
+        # What was done, and not what the start policy says: so the expert's actions become likelier.
+        {
+            **{"name": "behavioural_cloning", "path": path, "target": "actions", "coef": 5.0},
+            **{"batch": 16, "unroll": 8, "burn_in": 4},
+        },
         {"name": "ewc", "coef": 10.0, "path": path, "states": 20},
         {"name": "l2", "coef": 0.01},
     ]
