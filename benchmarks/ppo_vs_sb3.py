@@ -152,7 +152,7 @@ def stepping(seconds: float = 6.0) -> tuple[float, float]:
     choice = Choice(
         choose=lambda params, noise: noise.argmax(-1)[:, None].astype(np.float32),
         noise=distribution.noise,
-        logp=lambda params, action: np.zeros(len(action), np.float32),
+        logp=lambda params, action: np.zeros(action.shape[:-1], np.float32),
         state_size=0,
         to_env=to_space,
     )

@@ -39,19 +39,21 @@ def _box(space: spaces.Box) -> Check:
     low, high = space.low.flat[0], space.high.flat[0]
     uniform = bool((space.low == low).all() and (space.high == high).all())
     floating = np.issubdtype(dtype, np.floating)
-    everything = not floating and low == np.iinfo(dtype).min and high == np.iinfo(dtype).max
+    above = not floating and low == np.iinfo(dtype).min  # by its type; likewise below
+    below = not floating and high == np.iinfo(dtype).max
 
     def check(x: Any) -> bool:
         if not isinstance(x, np.ndarray) or x.shape != shape:
             return bool(space.contains(x))
         if x.dtype != dtype and not np.can_cast(x.dtype, dtype):
             return False
-        if everything and x.dtype == dtype:
-            return True
         if floating and not np.isfinite(x).all():
             return False
         if uniform:
-            return bool(x.min() >= low and x.max() <= high)
+            same = x.dtype == dtype
+            return ((same and above) or bool(x.min() >= low)) and (
+                (same and below) or bool(x.max() <= high)
+            )
         return bool((x >= space.low).all() and (x <= space.high).all())
 
     return check
