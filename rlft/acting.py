@@ -15,7 +15,7 @@ from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
 from rlft.errors import EpisodesFailed
-from rlft.record.acted import acted, episodes_of, samples
+from rlft.record.acted import acted, episodes_of, error_share, samples
 from rlft.record.metrics import StepRow
 from rlft.record.records import Records
 from rlft.sampling.episodes import Start
@@ -224,9 +224,8 @@ class Acting:
             self._records.sample(row)
         whole = [*groups, *vines]
         if vines:
-            ended = episodes_of(vines)
-            self.row["vines/errors"] = len(episodes_of(failed)) / max(1, len(ended))
-            self.row["reward/errors"] = acted(whole)["reward/errors"]
+            self.row["vines/errors"] = error_share(episodes_of(vines))
+            self.row["reward/errors"] = error_share(episodes_of(whole))
         self._stop_if_too_many_failed(whole)
         return groups
 

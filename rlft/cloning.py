@@ -22,27 +22,39 @@ RECORDED = 20_000
 _STRETCH = 256
 
 
-@functools.lru_cache(maxsize=4)
 def strips_of(source: str, env: Any, most: int = RECORDED) -> list[Strip]:
     """The demonstrations of `source` for the environment plug-in `env`: whole episodes, or of recordings
     that are read by window about `most` steps, in stretches of 256 spread evenly over the games. Raises
     DataError."""
-    library = library_of(source, env)
-    if library is not None:
-        recordings = library.recordings
-        games = range(len(recordings.names))
-        return [library.strip(w) for w in stretches(recordings, games, most, _STRETCH)]
+    return _whole(source, env) if library_of(source, env) is None else _spread(source, env, most)
+
+
+def demonstrations_of(source: str, env: Any) -> tuple[list[Demonstration], spaces.Space]:
+    """What a file that is read whole holds for `env`, as it was recorded, and the space of its actions."""
     recorded = getattr(env, "inner", env)  # of an environment inside another
     one = recorded.make()
     try:
-        width = distribution_of(one.action_space).width
         adapt = getattr(recorded, "adapt", None)
-        found = read(source, one.observation_space, one.action_space, adapt)
-        if hasattr(env, "conditioned"):
-            found = [env.conditioned(demo, width) for demo in found]
-        return [_strip(demo, one.action_space, width) for demo in found]
+        return read(source, one.observation_space, one.action_space, adapt), one.action_space
     finally:
         one.close()
+
+
+@functools.lru_cache(maxsize=4)
+def _whole(source: str, env: Any) -> list[Strip]:
+    found, actions = demonstrations_of(source, env)
+    width = distribution_of(actions).width
+    if hasattr(env, "conditioned"):
+        found = [env.conditioned(demo, width) for demo in found]
+    return [_strip(demo, actions, width) for demo in found]
+
+
+@functools.lru_cache(maxsize=4)
+def _spread(source: str, env: Any, most: int) -> list[Strip]:
+    library = library_of(source, env)
+    assert library is not None
+    games = range(len(library.recordings.names))
+    return [library.strip(w) for w in stretches(library.recordings, games, most, _STRETCH)]
 
 
 class Library:

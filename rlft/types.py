@@ -8,7 +8,7 @@ Log-probabilities (`logp`) are natural logarithms.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from rlft.seeding import Key
@@ -158,6 +158,12 @@ class Strip:
     after: Mapping[str, np.ndarray]
     slot: int = -1
     continues: bool = False
+
+    def upto(self, steps: int) -> Strip:
+        """Its first steps; what came after the last one stays as it was said."""
+        arrays = ("action", "params", "logp", "value", "reward")
+        cut = {name: getattr(self, name)[:steps] for name in arrays}
+        return replace(self, obs={n: x[:steps] for n, x in self.obs.items()}, **cut)
 
 
 End = Literal["terminated", "truncated", "cut", "error"]

@@ -96,18 +96,9 @@ def _within(strips: Sequence[Strip], size: int | None, key: Key) -> list[Strip]:
     for i in np.random.default_rng(key.child("size").seed()).permutation(len(strips)):
         if left <= 0:
             break
-        found.append(_cut(strips[i], left))
+        found.append(strips[i].upto(left))
         left -= len(found[-1].reward)
     return found
-
-
-def _cut(strip: Strip, steps: int) -> Strip:
-    from dataclasses import replace
-
-    if len(strip.reward) <= steps:
-        return strip
-    arrays = {n: getattr(strip, n)[:steps] for n in ("action", "params", "logp", "value", "reward")}
-    return replace(strip, obs={n: x[:steps] for n, x in strip.obs.items()}, **arrays)
 
 
 def _named(obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -91,19 +91,14 @@ class Restart(ForgettingProbe):
 
     def _demonstrations(self, env: Any) -> tuple[list[Strip], list[int]]:
         """The first `tasks` demonstrations that can be taken again, and their seeds."""
-        from rlft.cloning import library_of, strips_of
-        from rlft.demonstrations import read
+        from rlft.cloning import demonstrations_of, library_of, strips_of
 
         if library_of(str(self.saved), env) is not None:
             raise DataError(
                 f"probes.fns: restart: {self.saved} holds recorded games, which no seed begins again; "
                 f"record episodes of a policy with `rlft record`"
             )
-        recorded = getattr(env, "inner", env)  # as `strips_of` reads them
-        one = recorded.make()
-        adapt = getattr(recorded, "adapt", None)
-        raw = read(str(self.saved), one.observation_space, one.action_space, adapt)
-        one.close()
+        raw, _ = demonstrations_of(str(self.saved), env)
         kept = [i for i, d in enumerate(raw) if d.seed is not None and len(d) > 1][: self.tasks]
         if not kept:
             raise DataError(

@@ -19,6 +19,11 @@ def episodes_of(groups: Sequence[Group]) -> list[Episode]:
     return [m.episode for m in members if m.episode is not None]
 
 
+def error_share(episodes: Sequence[Episode]) -> float:
+    """The share of these episodes that failed."""
+    return sum(e.end == "error" for e in episodes) / max(1, len(episodes))
+
+
 def acted(groups: Sequence[Group]) -> dict[str, float]:
     """What a step collected. `reward/*` are of the undiscounted returns of episodes that ended in this
     step, and absent if none did; an episode that failed has no return, and is counted."""
@@ -33,7 +38,7 @@ def acted(groups: Sequence[Group]) -> dict[str, float]:
         "tokens/prompt": 0.0,
         "tokens/completion": steps,
         "episode/count": float(len(ended)),
-        "reward/errors": sum(e.end == "error" for e in ended) / max(1, len(ended)),
+        "reward/errors": error_share(ended),
     }
     if whole:
         returns = np.array([e.ret for e in whole])

@@ -175,7 +175,7 @@ class Runner:
             found, failed = block.points_of(task, piece.strip.action, points, piece.strip.obs)
             if failed is not None:  # told as a vine of no step
                 told.append(Told(len(told), 0, "error", failed, root, points[0]))
-                strips.append(_none_of(piece.strip))
+                strips.append(replace(piece.strip.upto(0), bootstrap=0.0))
                 continue
             for after, point in zip(points, found, strict=True):
                 state = None if carried is None else carried[after]
@@ -302,13 +302,6 @@ def rollout_states(steps: int, count: int) -> list[int]:
 
 def _told(pieces: Sequence[Piece]) -> list[Told]:
     return [Told(p.slot, len(p.strip.reward), p.end, p.episode) for p in pieces]
-
-
-def _none_of(strip: Strip) -> Strip:
-    """The same, without a step."""
-    arrays = ("action", "params", "logp", "value", "reward")
-    none = {name: getattr(strip, name)[:0] for name in arrays}
-    return replace(strip, obs={n: x[:0] for n, x in strip.obs.items()}, bootstrap=0.0, **none)
 
 
 def _strips(pieces: Sequence[Piece]) -> list[Strip]:
