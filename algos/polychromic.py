@@ -63,6 +63,7 @@ class Polychromic(Algo):
     kl_coef: Scheduled = 0.01
     whiten: bool = False
     critic_lr: Scheduled | None = None
+    critic_only: Natural = 0
     epochs: Positive = 2
     minibatches: Positive = 16
 
@@ -124,6 +125,7 @@ class Polychromic(Algo):
             minibatches=self.minibatches,
             critic_lr=None if self.critic_lr is None else value_at(self.critic_lr, run.step),
             ucb=value_at(self.ucb, run.step),
+            critic_only=run.step < self.critic_only,
         )
 
     def _of_family(

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rlft.algo import Algo
-from rlft.config import Positive
+from rlft.config import Natural, Positive
 from rlft.credit.decision import GAE
 from rlft.losses.acting import acting_terms
 from rlft.losses.reinforce import Reinforce
@@ -23,8 +23,9 @@ from rlft.types import Group, Term, Ticket, WeightUpdate
 @dataclass(frozen=True)
 class ControlReinforce(Algo):
     """episodes: from each configuration; gamma: discount; normalise: over what advantages are
-    standardised; value_coef, entropy_coef, kl_coef: of the terms; critic_lr: null for the policy's; ucb:
-    weight of a bonus for steps seldom taken; minibatches: optimizer steps a batch, each on its share."""
+    standardised; value_coef, entropy_coef, kl_coef: of the terms; critic_lr: null for the policy's;
+    critic_only: as in control_ppo; ucb: weight of a bonus for steps seldom taken; minibatches: optimizer
+    steps a batch, each on its share."""
 
     acts: ClassVar[bool] = True
 
@@ -35,6 +36,7 @@ class ControlReinforce(Algo):
     entropy_coef: Scheduled = 0.0
     kl_coef: Scheduled = 0.0
     critic_lr: Scheduled | None = None
+    critic_only: Natural = 0
     ucb: Scheduled = 0.0
     minibatches: Positive = 1
 
@@ -59,4 +61,5 @@ class ControlReinforce(Algo):
             normalise=self.normalise,
             critic_lr=None if self.critic_lr is None else value_at(self.critic_lr, run.step),
             ucb=value_at(self.ucb, run.step),
+            critic_only=run.step < self.critic_only,
         )

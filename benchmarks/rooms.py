@@ -1,12 +1,12 @@
 """REINFORCE, PPO and polychromic PPO from one cloned start, at equal environment steps.
 
-    python benchmarks/rooms.py [--seeds 0 1 2] [--out runs/rooms] [--arms PPO ...] [--rollouts 100]
+    python benchmarks/rooms.py [--level four_rooms|goto|pickup] [--seeds 0 1 2] [--arms PPO ...]
 
-MiniGrid Four Rooms, 50 fixed configurations. For each seed: demonstrations of a noisy expert, a clone
-of them (configs/rooms/clone.yaml), and each arm from it until its budget of environment steps is spent.
-Then `rollouts` episodes of each configuration by the stochastic policy, and a fifth as many with the
-start moved to another room. Finished parts are not repeated. Prints the table of docs/results.md, and
-draws pass@k.
+MiniGrid Four Rooms, or a level of BabyAI; 50 fixed configurations. For each seed: demonstrations of a
+noisy expert (of BabyAI: its bot, in other levels than those 50), a clone of them, and each arm from it
+until its budget of environment steps is spent. Then `rollouts` episodes of each configuration by the
+stochastic policy, and a fifth as many with the start moved to another room. Finished parts are not
+repeated. Prints the table of docs/results.md, and draws pass@k.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from many_runs import model_of, one_cluster, run_once
@@ -26,7 +28,7 @@ from rlft.record.episodes import evaluation, pass_gap, visited_share
 from rlft.sampling.rollouts import rollouts
 from rlft.seeding import Key
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "rooms"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ARMS = {
     "REINFORCE": ("reinforce.yaml", []),
     "PPO": ("ppo.yaml", []),
@@ -34,35 +36,65 @@ ARMS = {
     "Poly-PPO + UCB": ("polychromic_ucb.yaml", []),
 }
 START = "the clone"
+
+
+@dataclass(frozen=True)
+class Level:
+    """configs: folder of its configurations; env: what they say of `env`; demos: how they are made, env
+    and this; changes: of every run's configuration; rooms: that it has."""
+
+    configs: str
+    env: dict[str, Any]
+    demos: tuple[str, ...]
+    rooms: int
+    changes: tuple[str, ...] = ()
+
+
+def babyai(name: str) -> Level:
+    env = {"id": f"BabyAI-{name}-v0", "view": "dict", "actions": 6}
+    return Level("babyai", env, ("--episodes", "1500"), 9, (f"env.id={env['id']}",))
+
+
+LEVELS = {
+    "four_rooms": Level(
+        "rooms", {"actions": 3}, ("configurations=50", "--episodes", "590"), rooms=4
+    ),
+    "goto": babyai("GoTo"),
+    "pickup": babyai("Pickup"),
+}
 KS = (1, 2, 4, 8, 16, 32, 64, 100)
 COLOURS = ("#999999", "#6a994e", "#444444", "#d1495b", "#00798c")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--level", choices=LEVELS, default="four_rooms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=Path("runs/rooms"))
+    parser.add_argument("--out", type=Path, help="default: runs/LEVEL")
     parser.add_argument("--rollouts", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], help="overrides for every arm")
-    parser.add_argument("--plot", type=Path, default=Path("docs/images/rooms_passk.svg"))
+    parser.add_argument("--plot", type=Path, help="default: docs/images/LEVEL_passk.svg")
     args = parser.parse_args()
+    level = LEVELS[args.level]
+    out = args.out or Path("runs") / args.level
+    plot = args.plot or Path("docs/images") / f"{args.level}_passk.svg"
     with one_cluster():
         for seed in args.seeds:
-            train(seed, args.arms, args.out, args.set)
+            train(level, seed, args.arms, out, args.set)
     for seed in args.seeds:
         for arm in (START, *args.arms):
-            judge(args.out / f"seed_{seed}" / slug(arm), args.rollouts, seed)
-    print(table(args.seeds, args.arms, args.out))
-    args.plot.parent.mkdir(parents=True, exist_ok=True)
-    args.plot.write_text(curves(args.seeds, (START, *args.arms), args.out))
+            judge(level, out / f"seed_{seed}" / slug(arm), args.rollouts, seed)
+    print(table(args.seeds, args.arms, out))
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot.write_text(curves(args.seeds, (START, *args.arms), out))
 
 
 def slug(arm: str) -> str:
     return arm.lower().replace(" + ", "_").replace(" ", "_").replace("-", "_")
 
 
-def train(seed: int, arms: list[str], out: Path, changes: list[str]) -> None:
+def train(level: Level, seed: int, arms: list[str], out: Path, changes: list[str]) -> None:
     folder = out / f"seed_{seed}"
     demos = folder / "demos.npz"
     if not demos.exists():
@@ -70,37 +102,40 @@ def train(seed: int, arms: list[str], out: Path, changes: list[str]) -> None:
         subprocess.run(
             [
                 *(sys.executable, "-m", "envs.minigrid.demonstrations", str(demos)),
-                *("configurations=50", "actions=3", "--episodes", "590", "--noise", "0.1"),
-                *("--seed", str(seed)),
+                *(f"{key}={value}" for key, value in level.env.items()),
+                *(*level.demos, "--noise", "0.1", "--seed", str(seed)),
             ],
             check=True,
         )
     clone = run_once(
-        CONFIGS / "clone.yaml",
+        CONFIGS / level.configs / "clone.yaml",
         folder / slug(START),
-        [f"seed={seed}", f"algo.path={demos.resolve()}"],
+        [f"seed={seed}", f"algo.path={demos.resolve()}", *level.changes],
     )
     for arm in arms:
         config, own = ARMS[arm]
-        given = [f"seed={seed}", f"model.path={model_of(clone)}", *own, *changes]
+        given = [f"seed={seed}", f"model.path={model_of(clone)}", *own, *level.changes, *changes]
         began = time.monotonic()
-        run_once(CONFIGS / config, folder / slug(arm), given)
+        run_once(CONFIGS / level.configs / config, folder / slug(arm), given)
         print(f"{arm}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def judge(folder: Path, num: int, seed: int) -> None:
+def judge(level: Level, folder: Path, num: int, seed: int) -> None:
     """Writes `judged.npz`: returns and successes `[configurations, rollouts]`, and those elsewhere."""
     path = folder / "judged.npz"
     if path.exists() and np.load(path)["return_here"].shape[1] == num:
         return
     began, found = time.monotonic(), {}
     for name, start, n in (("here", "same", num), ("elsewhere", "other_room", max(1, num // 5))):
-        env = MiniGrid(configurations=50, actions=3, held_out_start=start)
+        env = MiniGrid(configurations=50, held_out_start=start, **level.env)
         tasks = [env.held_out()[i] for i in range(50)]
         episodes = rollouts(env, model_of(folder), tasks, n, Key(seed).child("judge", name))
         found[f"return_{name}"] = np.array([[e.ret for e in row] for row in episodes])
         found[f"success_{name}"] = np.array([[bool(e.success) for e in row] for row in episodes])
-        rooms = [4 * visited_share([e.traces for e in row], "room", 4) for row in episodes]
+        rooms = [
+            level.rooms * visited_share([e.traces for e in row], "room", level.rooms)
+            for row in episodes
+        ]
         found[f"rooms_{name}"] = np.array(rooms)
     np.savez(path, **found)
     print(f"{folder}: judged in {time.monotonic() - began:.0f} s", flush=True)
@@ -109,7 +144,7 @@ def judge(folder: Path, num: int, seed: int) -> None:
 def table(seeds: list[int], arms: list[str], out: Path) -> str:
     lines = [
         "| | mean return | success % | pass@8 | pass@32 | pass@100 | most below the clone in pass@k | "
-        "rooms of 4 | moved start, success % | environment steps |",
+        "rooms seen | moved start, success % | environment steps |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     before = wins(seeds, START, out)

@@ -16,7 +16,7 @@ from envs.minigrid.rooms import (
     position_table,
     room_table,
 )
-from envs.minigrid.view import quick
+from envs.minigrid.view import quick, share_walls
 from envs.minigrid.words import Vocabulary
 from rlft.errors import ConfigError
 from rlft.sampling.snapshot import Course, Snapshot, restore, take
@@ -53,8 +53,7 @@ class Level(gymnasium.Wrapper):
     ) -> None:
         super().__init__(level)
         _be_quiet()
-        if fast_view:
-            quick(level)
+        self._quick = fast_view and quick(level)
         self._starts = starts
         self._flat, self._penalty, self._vocabulary = flat, time_penalty, vocabulary
         self._pitch = pitch(level, walls)
@@ -88,6 +87,8 @@ class Level(gymnasium.Wrapper):
     def _drawn(self, seed: int | None, options: dict[str, Any] | None) -> Any:
         level = self.env
         raw, _ = level.reset(seed=seed)
+        if self._quick:
+            share_walls(level)
         if options:
             self._move(level, options)
             raw = level.gen_obs()

@@ -15,7 +15,16 @@ import numpy as np
 from minigrid.core.world_object import Wall
 from minigrid.minigrid_env import MiniGridEnv
 
-_WALL = Wall()
+
+class _SharedWall(Wall):
+    """The grey wall, one for all cells of all levels: it never changes, and a level of few objects is
+    quick to look at and to pickle."""
+
+    def __reduce__(self) -> str:
+        return "_WALL"
+
+
+_WALL = _SharedWall()
 _WALL_CODE, _EMPTY_CODE = bytes(_WALL.encode()), bytes((1, 0, 0))
 _WIDEST = 7
 """Of views: the table of rows has `4 ** width` entries."""
@@ -40,6 +49,13 @@ def _quick(level_class: type) -> type:
     return type(level_class.__name__, (level_class,), {"gen_obs": _gen_obs})
 
 
+def share_walls(level: Any) -> None:
+    """Puts the one grey wall in the place of each that a new level was drawn with."""
+    level.grid.grid = [
+        _WALL if type(cell) is Wall and cell.color == "grey" else cell for cell in level.grid.grid
+    ]
+
+
 def _gen_obs(level: Any) -> dict[str, Any]:
     """What `MiniGridEnv.gen_obs` returns, image uint8 `[size, size, 3]`."""
     grid, size = level.grid, level.agent_view_size
@@ -52,7 +68,7 @@ def _gen_obs(level: Any) -> dict[str, Any]:
     for cell, column, row in zip(cells, columns, rows, strict=True):
         if cell is None:
             codes.append(_EMPTY_CODE)
-        elif type(cell) is Wall and cell.color == "grey":
+        elif cell is _WALL:
             codes.append(_WALL_CODE)
             clear[row] &= ~column
         else:

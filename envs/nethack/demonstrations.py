@@ -83,7 +83,8 @@ class Shards:
             root, chosen = root.parent, folder.name
         rows = [r for r in _lines(root / "games.jsonl") if not chosen or r["set"] == chosen]
         if not rows:
-            raise DataError(f"{root / 'games.jsonl'} has no game of set {chosen!r}")
+            of = f" of set {chosen!r}" if chosen else ""
+            raise DataError(f"{root / 'games.jsonl'} has no game{of}")
         _same_actions(root / "actions.json", keys)
         self._root, self._num_actions = root, len(keys)
         self.names = [f"{r['set']}/{r['game']}" for r in rows]

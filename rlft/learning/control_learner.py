@@ -15,8 +15,8 @@ from rlft.types import PolicyOut
 
 
 class ControlLearner(Trained):
-    """Policy and critic in one engine; the critic has a learning rate of its own where they share
-    nothing. carried: of streams of demonstrations, the state `[H]` that each has arrived at."""
+    """Policy and critic in one engine; what the critic alone reads may have a learning rate of its own.
+    carried: of streams of demonstrations, the state `[H]` that each has arrived at."""
 
     def __init__(self, cfg: Config, policy: ActorCritic) -> None:
         self._critic = {id(p) for p in policy.value_parameters()}

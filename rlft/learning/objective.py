@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -39,8 +38,8 @@ def objective(
         sums.add(f"loss/{term.name}", float(weighted.detach().sum()) / denom, 0.0, per=counter)
         for name, value_BT in diagnostics.items():
             sums.over(name, value_BT, mask & ~value_BT.isnan())  # NaN: does not apply there
-    pairs = zip(rows, row_loss.tolist(), strict=False)
-    return loss, {row for row, value in pairs if not np.isfinite(value)}
+    bad = row_loss.isfinite().logical_not().nonzero()[:, 0].tolist()
+    return loss, {rows[i] for i in bad if i < len(rows)}
 
 
 class Sums:

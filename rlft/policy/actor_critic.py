@@ -215,10 +215,27 @@ class ActorCritic(nn.Module):
         return self.returns.mean, (self.returns.var + 1e-8).sqrt()
 
     def value_parameters(self) -> list[nn.Parameter]:
-        """What the value alone reads, if policy and value share nothing; else none."""
-        if self.value_encoder is None:
-            return []
-        return [*self.value_encoder.parameters(), *self.value_head.parameters()]
+        """What the value alone reads: its head, and an encoder if it has one of its own."""
+        own = [] if self.value_encoder is None else [*self.value_encoder.parameters()]
+        return [*own, *self.value_head.parameters()]
+
+    @property
+    def critic_apart(self) -> bool:
+        """Whether the critic shares nothing with the policy, so that it can be asked alone."""
+        return self.value_encoder is not None
+
+    def choose(
+        self, obs: Obs, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As `act`, but a critic apart is not asked."""
+        if self.critic_apart:
+            return self._params(self.policy_encoder(obs)), None, state
+        return self.act(obs, state)
+
+    def value(self, obs: Obs) -> torch.Tensor:
+        """Values `[N]` by a critic apart."""
+        assert self.critic_apart
+        return self._value(obs, torch.empty(0))
 
     def act(
         self, obs: Obs, state: torch.Tensor | None

@@ -20,11 +20,11 @@ from rlft.policy.observed import as_arrays
 from rlft.sampling.abreast import Abreast
 from rlft.sampling.guarded import Guarded, Point, Running
 from rlft.sampling.snapshot import How
-from rlft.sampling.strips import Acted, Choice, Line, Piece, Record, Seen
+from rlft.sampling.strips import Choice, Judged, Line, Piece, Record, Seen
 from rlft.seeding import Key
 from rlft.types import End, Episode, Task
 
-Rolling = Generator[Seen, Acted, Any]
+Rolling = Generator[Seen | Judged, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,21 @@ class Rest:
     state: np.ndarray | None
     episodes: tuple[int, ...]
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What will be a strip: steps `first` to `upto` of an environment. bootstrap: None until the critic is
+    asked; after: what was seen then; episode: if it ended there; failed: with an error."""
+
+    slot: int
+    first: int
+    upto: int
+    bootstrap: float | None
+    after: Mapping[str, np.ndarray]
+    episode: Episode | None = None
+    continues: bool = False
+    failed: bool = False
 
 
 class Block:
@@ -91,7 +106,7 @@ class Block:
         steps: int,
         key: Key,
         task_of: Callable[[int, int], Task],
-    ) -> Generator[Seen, Acted, tuple[list[Piece], Rest]]:
+    ) -> Generator[Seen | Judged, Any, tuple[list[Piece], Rest]]:
         """`steps` steps of each environment, episode after episode, from where `rest` left them.
 
         key: of this stretch's noise; task_of: (environment, number of its episode) -> configuration.
@@ -99,48 +114,57 @@ class Block:
         yield from ()
         episodes = self._resume(rest, task_of)
         rng = np.random.default_rng(key.seed())
+        noise = self.choice.noise(rng, steps * self.size)
         record = self._recording(steps)
         firsts = [0] * self.size
         under_way = [env.running.length > 0 for env in self._envs]
-        pieces: list[Piece] = []
+        cuts: list[_Cut] = []
+        apart = False
         for t in range(steps):
             seen = Seen(self._obs, self._state)
             record.see(t, seen)
             acted = yield seen
-            action = self.choice.choose(acted.params, self.choice.noise(rng, self.size))
+            apart = acted.value is None
+            drawn = noise[t * self.size : (t + 1) * self.size]
+            action = self.choice.choose(acted.params, drawn)
             reward, terminated, over = self._step(action)
             record.act(t, action, acted, reward)
             self._state = acted.state
             if not over.any():
                 continue
-            value = np.zeros(self.size, np.float32)
-            if (over & ~terminated).any():  # what came after a limit on steps is worth something
+            # What came after a limit on steps is worth something.
+            value = None
+            if not apart and (over & ~terminated).any():
                 value = (yield Seen(self._obs, self._state)).value
-            for slot in np.flatnonzero(over):
+            for slot in np.flatnonzero(over).tolist():
                 episode = self._ended(slot, bool(terminated[slot]))
-                bootstrap = 0.0 if terminated[slot] else float(value[slot])
-                upto = t + 1
-                if episode.end == "error":  # the step that failed taught nothing
-                    upto, bootstrap = t, float(acted.value[slot])
-                after = {k: x[slot].copy() for k, x in self._obs.items()}
-                strip = record.strip(slot, firsts[slot], upto, bootstrap, after, self.choice)
-                strip = replace(strip, slot=int(slot), continues=under_way[slot])
-                pieces.append(Piece(strip, int(slot), episode.end, episode))
+                failed = episode.end == "error"  # the step that failed taught nothing
+                upto = t if failed else t + 1
+                worth = None if value is None else float(value[slot])
+                if terminated[slot]:
+                    worth = 0.0
+                cut = _Cut(slot, firsts[slot], upto, worth, self._shown(slot), episode)
+                cuts.append(replace(cut, continues=under_way[slot], failed=failed))
                 firsts[slot], under_way[slot] = t + 1, False
                 episodes[slot] += 1
                 self._envs[slot].begin(_running(task_of(slot, episodes[slot])))
                 self._began[slot] = (0, 0.0)
             self._reset(over)
-        value = (yield Seen(self._obs, self._state)).value
-        record.weigh(self.choice)
+        value = None if apart else (yield Seen(self._obs, self._state)).value
         for slot in range(self.size):
             if firsts[slot] < steps:
-                after = {k: x[slot].copy() for k, x in self._obs.items()}
-                strip = record.strip(
-                    slot, firsts[slot], steps, float(value[slot]), after, self.choice
-                )
-                strip = replace(strip, slot=slot, continues=under_way[slot])
-                pieces.append(Piece(strip, slot, "cut", None))
+                worth = None if value is None else float(value[slot])
+                cut = _Cut(slot, firsts[slot], steps, worth, self._shown(slot))
+                cuts.append(replace(cut, continues=under_way[slot]))
+        if apart:
+            value = yield record.judged([cut.after for cut in cuts])
+            record.valued(value[: -len(cuts)])
+            cuts = [
+                replace(cut, bootstrap=float(v)) if cut.bootstrap is None else cut
+                for cut, v in zip(cuts, value[-len(cuts) :], strict=True)
+            ]
+        record.weigh(self.choice)
+        pieces = [_piece(record, cut) for cut in cuts]
         self.number += 1
         points = None if self._how == "none" else tuple(env.point() for env in self._envs)
         state = None if self._state is None else self._state.copy()
@@ -151,7 +175,6 @@ class Block:
         """Arrays for so many steps: the last ones again, since strips copy and fresh memory is slow."""
         if self._record is None or self._record.steps != steps:
             self._record = Record(self.size, steps)
-        self._record.begin()
         return self._record
 
     def _resume(self, rest: Rest | None, task_of: Callable[[int, int], Task]) -> list[int]:
@@ -194,7 +217,7 @@ class Block:
         greedy: bool = False,
         keep_states: bool = False,
         record: bool = True,
-    ) -> Generator[Seen, Acted, tuple[list[Piece], list[np.ndarray | None]]]:
+    ) -> Generator[Seen | Judged, Any, tuple[list[Piece], list[np.ndarray | None]]]:
         """One whole episode from each of `starts`, in their order; environments take the next when they
         are done. keep_states: also each episode's recurrent states `[T, H]`; record: False leaves the
         strips empty, where only how the episodes went is asked."""
@@ -239,15 +262,21 @@ class Block:
             over &= np.array([line is not None for line in records])
             if not over.any():
                 continue
-            value = np.zeros(self.size, np.float32)
-            if (over & ~terminated).any():
+            value = None
+            if acted.value is not None and (over & ~terminated).any():
                 value = (yield Seen(self._obs, self._state)).value
-            for slot in np.flatnonzero(over):
+            for slot in np.flatnonzero(over).tolist():
                 line = records[slot]
                 assert line is not None
                 episode = self._ended(slot, bool(terminated[slot]))
-                bootstrap = 0.0 if terminated[slot] else float(value[slot])
-                after = {k: x[slot].copy() for k, x in self._obs.items()}
+                after = self._shown(slot)
+                bootstrap = 0.0 if value is None else float(value[slot])
+                if acted.value is None and record:
+                    judged = yield line.judged(after)
+                    line.valued(judged[:-1])
+                    bootstrap = float(judged[-1])
+                if terminated[slot]:
+                    bootstrap = 0.0
                 strip = line.strip(bootstrap, after, self.choice, failed=episode.end == "error")
                 pieces[line.index] = Piece(strip, line.index, episode.end, episode)
                 states[line.index] = line.states() if keep_states else None
@@ -307,6 +336,10 @@ class Block:
         if self._state is not None and not keep_state:
             self._state = np.where(which[:, None], np.float32(0), self._state)
 
+    def _shown(self, slot: int) -> dict[str, np.ndarray]:
+        """What one environment shows now."""
+        return {name: x[slot].copy() for name, x in self._obs.items()}
+
     def _noise(self, records: Sequence[Line | None]) -> np.ndarray:
         drawn = [None if line is None else line.noise(self.choice) for line in records]
         blank = np.zeros_like(next(x for x in drawn if x is not None))
@@ -316,7 +349,7 @@ class Block:
         running: Running = self._envs[slot].running
         end: End = "error" if running.error else "terminated" if terminated else "truncated"
         traces = {
-            name: np.stack([np.atleast_1d(np.asarray(x[name], np.int32)) for x in running.traces])
+            name: _trace([x[name] for x in running.traces])
             for name in self._traces
             if running.traces
         }
@@ -334,6 +367,20 @@ class Block:
             *self._began[slot],
             facts=running.facts,
         )
+
+
+def _trace(seen: list[Any]) -> np.ndarray:
+    """int32 `[T, ...]` of what `info` said at each step; of single numbers `[T, 1]`."""
+    found = np.array(seen, np.int32)
+    return found[:, None] if found.ndim == 1 else found
+
+
+def _piece(record: Record, cut: _Cut) -> Piece:
+    bootstrap = record.value(cut.upto, cut.slot) if cut.failed else cut.bootstrap
+    assert bootstrap is not None
+    strip = record.strip(cut.slot, cut.first, cut.upto, bootstrap, cut.after)
+    strip = replace(strip, slot=cut.slot, continues=cut.continues)
+    return Piece(strip, cut.slot, cut.episode.end if cut.episode else "cut", cut.episode)
 
 
 def _running(task: Task) -> Running:

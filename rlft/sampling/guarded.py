@@ -159,10 +159,11 @@ class Guarded(gymnasium.Wrapper):
     def _note(self, info: Mapping[str, Any]) -> None:
         assert self.running is not None
         if self._names:
-            missing = [name for name in self._names if name not in info]
-            if missing:
-                raise KeyError(f"info has no {missing[0]!r}; it has {sorted(info)}")
-            self.running.traces.append({name: info[name] for name in self._names})
+            try:
+                said = {name: info[name] for name in self._names}
+            except KeyError as error:
+                raise KeyError(f"info has no {error}; it has {sorted(info)}") from None
+            self.running.traces.append(said)
 
     def _require_within_space(self, when: str) -> None:
         if not self._within(self._last):

@@ -13,7 +13,7 @@ from rlft.policy.actor_critic import load_policy
 from rlft.sampling.episodes import Block, Start
 from rlft.sampling.guarded import Alarm
 from rlft.sampling.strips import Piece
-from rlft.sampling.vector import act, block_of, choice_of
+from rlft.sampling.vector import answer, block_of, choice_of
 from rlft.seeding import Key
 from rlft.types import Episode, Task
 
@@ -85,7 +85,7 @@ def pieces_of(
     acted: Any = None
     try:
         while True:
-            acted = act(policy, rolling.send(acted), torch.device("cpu"))
+            acted = answer(policy, rolling.send(acted), torch.device("cpu"))
     except StopIteration as end:
         pieces, _ = end.value
     finally:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,19 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """Its answer: params `[M, D]`, value `[M]`, next state `[M, H]` or None."""
+    """Its answer: params `[M, D]`, value `[M]`, next state `[M, H]` or None. value: None of a critic that
+    shares nothing with the policy; it is asked afterwards, of many steps at once."""
 
     params: np.ndarray
-    value: np.ndarray
+    value: np.ndarray | None
     state: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What such a critic is to judge: observations `[N, ...]` by name. Its answer: float32 `[N]`."""
+
+    obs: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,6 @@ class Record:
         self._size, self.steps = size, steps
         self._arrays: dict[str, np.ndarray] = {}
         self._obs: dict[str, np.ndarray] = {}
-        self._logp: np.ndarray | None = None
-
-    def begin(self) -> None:
-        """Forgets what was recorded."""
-        self._logp = None
 
     def see(self, t: int, seen: Seen) -> None:
         for name, x in seen.obs.items():
@@ -76,33 +79,46 @@ class Record:
             self._put("state", t, seen.state)
 
     def act(self, t: int, action: np.ndarray, acted: Acted, reward: np.ndarray) -> None:
-        for name, x in (
-            ("action", action),
-            ("params", acted.params),
-            ("value", acted.value),
-            ("reward", reward),
-        ):
-            self._put(name, t, x)
+        self._put("action", t, action)
+        self._put("params", t, acted.params)
+        self._put("reward", t, reward)
+        if acted.value is not None:
+            self._put("value", t, acted.value)
 
     def _put(self, name: str, t: int, x: np.ndarray) -> None:
         if name not in self._arrays:
             self._arrays[name] = np.empty((self.steps, *x.shape), np.float32)
         self._arrays[name][t] = x
 
+    def judged(self, after: Sequence[Mapping[str, np.ndarray]]) -> Judged:
+        """All steps' observations, then these: what a critic apart is to be asked."""
+        return Judged(
+            {
+                name: np.concatenate(
+                    [x.reshape(-1, *x.shape[2:]), np.stack([a[name] for a in after])]
+                )
+                for name, x in self._obs.items()
+            }
+        )
+
+    def valued(self, value: np.ndarray) -> None:
+        """Takes its answer of all steps, `[T M]`."""
+        self._arrays["value"] = value.reshape(self.steps, self._size)
+
     def weigh(self, choice: Choice) -> None:
         """Takes the log-probs of all steps at once, for the strips that are made afterwards."""
-        self._logp = choice.logp(self._arrays["params"], self._arrays["action"])
+        self._arrays["logp"] = choice.logp(self._arrays["params"], self._arrays["action"])
 
-    def strip(
-        self, slot: int, first: int, upto: int, bootstrap: float, after: Any, choice: Choice
-    ) -> Strip:
+    def value(self, t: int, slot: int) -> float:
+        return float(self._arrays["value"][t, slot])
+
+    def strip(self, slot: int, first: int, upto: int, bootstrap: float, after: Any) -> Strip:
         a = {name: x[first:upto, slot].copy() for name, x in self._arrays.items()}
-        logp = None if self._logp is None else self._logp[first:upto, slot].copy()
         return Strip(
             {name: x[first:upto, slot].copy() for name, x in self._obs.items()},
             a["action"],
             a["params"],
-            choice.logp(a["params"], a["action"]) if logp is None else logp,
+            a["logp"],
             a["value"],
             a["reward"],
             bootstrap,
@@ -130,9 +146,20 @@ class Line:
         self._state.append(None if seen.state is None else seen.state[slot].copy())
 
     def act(self, action: np.ndarray, acted: Acted, slot: int, reward: float) -> None:
-        self._acts.append(
-            (action.copy(), acted.params[slot].copy(), float(acted.value[slot]), float(reward))
-        )
+        value = 0.0 if acted.value is None else float(acted.value[slot])
+        self._acts.append((action.copy(), acted.params[slot].copy(), value, float(reward)))
+
+    def judged(self, after: Mapping[str, np.ndarray]) -> Judged:
+        """The episode's observations, then its last: what a critic apart is to be asked."""
+        seen = [*self._obs, after]
+        return Judged({name: np.stack([o[name] for o in seen]) for name in after})
+
+    def valued(self, value: np.ndarray) -> None:
+        """Takes its answer of all steps, `[T]`."""
+        self._acts = [
+            (action, params, v, reward)
+            for (action, params, _, reward), v in zip(self._acts, value.tolist(), strict=True)
+        ]
 
     def noise(self, choice: Choice) -> np.ndarray:
         """The noise of the next action; drawn for many at once."""

@@ -29,7 +29,7 @@ from rlft.policy.observed import as_arrays
 from rlft.sampling.episodes import Block, Rest, Rolling, Start
 from rlft.sampling.films import Cameras
 from rlft.sampling.guarded import Alarm
-from rlft.sampling.strips import Acted, Choice, Piece, Seen
+from rlft.sampling.strips import Acted, Choice, Judged, Piece, Seen
 from rlft.seeding import Key
 from rlft.types import End, Episode, Strip, Task, WeightUpdate
 from rlft.weights.fingerprint import check_manifest
@@ -234,36 +234,49 @@ class Runner:
         waiting: deque[tuple[int, Rolling, Any]] = deque()
         together = self._beside if len(rolling) > 1 else None
 
-        def advance(index: int, one: Rolling, acted: Acted | None) -> None:
+        def advance(index: int, one: Rolling, acted: Any) -> None:
             try:
                 seen = next(one) if acted is None else one.send(acted)
             except StopIteration as end:
                 results[index] = end.value
                 return
-            waiting.append((index, one, together.submit(self._act, seen) if together else seen))
+            asked = together.submit(self._answer, seen) if together else seen
+            waiting.append((index, one, asked))
 
         for index, one in enumerate(rolling):
             advance(index, one, None)
         while waiting:
             index, one, asked = waiting.popleft()
-            advance(index, one, asked.result() if together else self._act(asked))
+            advance(index, one, asked.result() if together else self._answer(asked))
         return results
 
-    def _act(self, seen: Seen) -> Acted:
-        return act(self._policy, seen, self._device)
+    def _answer(self, asked: Seen | Judged) -> Acted | np.ndarray:
+        return answer(self._policy, asked, self._device)
+
+
+_JUDGED_AT_ONCE = 1024
 
 
 @torch.inference_mode()
-def act(policy: ActorCritic, seen: Seen, device: torch.device) -> Acted:
-    """What the policy says of what environments show. Raises FloatingPointError: it is not finite."""
-    state = None if seen.state is None else torch.from_numpy(seen.state).to(device)
-    params, value, after = policy.act(as_tensors(seen.obs, device), state)
+def answer(policy: ActorCritic, asked: Seen | Judged, device: torch.device) -> Acted | np.ndarray:
+    """What the policy says of what environments show, or its critic of many observations. Raises
+    FloatingPointError: what the policy says is not finite."""
+    if isinstance(asked, Judged):
+        obs = as_tensors(asked.obs, device)
+        count = len(next(iter(obs.values())))
+        parts = [
+            policy.value({name: x[at : at + _JUDGED_AT_ONCE] for name, x in obs.items()})
+            for at in range(0, count, _JUDGED_AT_ONCE)
+        ]
+        return torch.cat(parts).cpu().numpy()
+    state = None if asked.state is None else torch.from_numpy(asked.state).to(device)
+    params, value, after = policy.choose(as_tensors(asked.obs, device), state)
     said = params.cpu().numpy()
     if not np.isfinite(said).all():
         raise FloatingPointError("the policy's outputs are not finite")
     return Acted(
         said,
-        value.cpu().numpy(),
+        None if value is None else value.cpu().numpy(),
         None if after is None else after.cpu().numpy(),
     )
 

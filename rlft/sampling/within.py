@@ -29,7 +29,36 @@ def within(space: spaces.Space) -> Check:
         return whole
     if isinstance(space, spaces.Box):
         return _box(space)
+    if isinstance(space, spaces.Discrete):
+        return _discrete(space)
+    if isinstance(space, spaces.MultiDiscrete):
+        return _multi_discrete(space)
     return space.contains
+
+
+def _discrete(space: spaces.Discrete) -> Check:
+    first, beyond = int(space.start), int(space.start) + int(space.n)
+
+    def check(x: Any) -> bool:
+        if type(x) is int or type(x) is np.int64:
+            return first <= x < beyond
+        return bool(space.contains(x))
+
+    return check
+
+
+def _multi_discrete(space: spaces.MultiDiscrete) -> Check:
+    nvec, start = space.nvec, np.asarray(space.start)
+    if not nvec.size or (nvec != nvec.flat[0]).any() or (start != start.flat[0]).any():
+        return space.contains
+    first, beyond = int(start.flat[0]), int(start.flat[0]) + int(nvec.flat[0])
+
+    def check(x: Any) -> bool:
+        if not isinstance(x, np.ndarray) or x.dtype != space.dtype or x.shape != nvec.shape:
+            return bool(space.contains(x))
+        return first <= int(x.min()) and int(x.max()) < beyond
+
+    return check
 
 
 def _box(space: spaces.Box) -> Check:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from small_runs import metrics, weights
 
 from rlft.cluster.fleet import Fleet
@@ -103,15 +104,27 @@ def test_two_runners_of_which_one_is_killed_are_one(uninterrupted, tmp_path, mon
 
 
 def test_without_rollout_states_polychromic_is_ppo_of_whole_episodes(tmp_path):
-    ppo = {"name": "control_ppo", "unit": "episode", "episodes": 3, "normalise": "none", **SAME}
-    poly = {"name": "polychromic", "rollout_states": 0, "seeds": 3, **SAME}
-    run(tmp_path / "ppo", algo=ppo, model=MLP, steps=2)
-    run(tmp_path / "poly", algo=poly, model=MLP, steps=2)
+    same = {**SAME, "critic_only": 1, "critic_lr": 1e-2}
+    ppo = {"name": "control_ppo", "unit": "episode", "episodes": 3, "normalise": "none", **same}
+    poly = {"name": "polychromic", "rollout_states": 0, "seeds": 3, **same}
+    one_trunk = {"build": {"name": "mlp", "hidden": [16], "shared": True}, "dtype": "float32"}
+    run(tmp_path / "ppo", algo=ppo, model=one_trunk, steps=2)
+    run(tmp_path / "poly", algo=poly, model=one_trunk, steps=2, save={"every": 1})
     ours, theirs = weights(tmp_path / "ppo", 2), weights(tmp_path / "poly", 2)
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
     rows = metrics(tmp_path / "poly")
     assert rows[0]["mismatch/max_logp_gap"] < 1e-5, "the first ratio is 1"
+    start, first = (
+        load_file(tmp_path / "poly/start/model.safetensors"),
+        weights(tmp_path / "poly", 1),
+    )
+    moved = {name: (start[name] - first[name]).abs().max() for name in start}
+    assert {name for name, by in moved.items() if by > 0} == {
+        "value_head.weight",
+        "value_head.bias",
+    }
+    assert max(moved.values()) > 1e-2, "at its own rate: 8 steps at 1e-3 go no further than 8e-3"
 
 
 def test_vines_and_a_broken_environment_are_counted(tmp_path):

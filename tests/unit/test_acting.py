@@ -15,7 +15,7 @@ from rlft.policy.networks import CNN, CNNGRU, MLP
 from rlft.sampling.episodes import Block, Start
 from rlft.sampling.guarded import Alarm
 from rlft.sampling.strips import Acted
-from rlft.sampling.vector import choice_of, rollout_states, to_env
+from rlft.sampling.vector import answer, choice_of, rollout_states, to_env
 from rlft.seeding import Key
 from rlft.types import Task
 
@@ -77,18 +77,20 @@ def block_of(make, policy, size=3, traces=("place",), **keys):
     return Block(make, size, choice_of(policy, one.action_space, CPU), traces, **keys)
 
 
-@torch.inference_mode()
-def drive(policy, rolling):
-    answer = None
+def drive(policy, rolling, answer=answer):
+    said = None
     try:
         while True:
-            seen = rolling.send(answer)
-            state = None if seen.state is None else torch.from_numpy(seen.state)
-            params, value, after = policy.act(as_tensors(seen.obs, CPU), state)
-            after = None if after is None else after.numpy()
-            answer = Acted(params.numpy(), value.numpy(), after)
+            said = answer(policy, rolling.send(said), CPU)
     except StopIteration as end:
         return end.value
+
+
+@torch.inference_mode()
+def at_each_step(policy, seen, device):
+    """As `answer`, with the critic asked together with the policy."""
+    params, value, _ = policy.act(as_tensors(seen.obs, device), None)
+    return Acted(params.numpy(), value.numpy(), None)
 
 
 def task_of(slot, episode):
@@ -196,6 +198,13 @@ def test_what_a_policy_says_of_a_segment_is_what_it_acted_by(network, view):
         assert np.abs(params[0].numpy() - strip.params).max() < 1e-5
 
 
+@pytest.mark.parametrize("distribution", [Categoricals((3, 5)), Gaussian(2), Gaussian(3)])
+def test_noise_of_many_steps_is_that_of_each_in_turn(distribution):
+    whole = distribution.noise(np.random.default_rng(1), 21)
+    rng = np.random.default_rng(1)
+    assert np.array_equal(whole, np.concatenate([distribution.noise(rng, 3) for _ in range(7)]))
+
+
 def test_running_numbers_are_those_of_all_that_was_taken_in():
     seen = np.random.default_rng(0).normal(3, 2, (50, 4))
     normaliser = Normaliser(4)
@@ -210,7 +219,8 @@ def test_a_critic_of_its_own_is_told_apart():
     apart = MLP((8,))(env.observation_space, env.action_space)
     together = MLP((8,), shared=True)(env.observation_space, env.action_space)
     assert len(apart.value_parameters()) == 4
-    assert together.value_parameters() == []
+    assert apart.critic_apart and not together.critic_apart
+    assert together.value_parameters() == [*together.value_head.parameters()]
     assert isinstance(apart, ActorCritic)
 
 
@@ -245,6 +255,29 @@ def test_only_what_terminated_is_worth_nothing_afterwards():
         assert p.strip.bootstrap == pytest.approx(expected, abs=1e-5)
         if p.end == "truncated":
             assert p.strip.after["observation"][1] == 6, "the last observation, not that of a reset"
+
+
+@pytest.mark.parametrize("what", ["segments", "episodes"])
+@pytest.mark.parametrize("fault", [None, "raises"])
+def test_a_critic_apart_says_the_same_when_it_is_asked_of_all_steps_at_once(what, fault):
+    policy = policy_for(Walk())
+
+    def pieces_by(answer):
+        block = block_of(lambda: Walk(length=2, fault=fault), policy)
+        if what == "segments":
+            rolling = block.segments(None, 23, Key(1), task_of)
+        else:
+            rolling = block.episodes([Start(task_of(i, 0), seed=i) for i in range(7)])
+        return drive(policy, rolling, answer)[0]
+
+    once, each = pieces_by(answer), pieces_by(at_each_step)
+    assert {p.end for p in once} >= ({"error"} if fault else {"terminated", "truncated"})
+    assert len(once) == len(each)
+    for a, b in zip(once, each, strict=True):
+        assert (a.slot, a.end) == (b.slot, b.end)
+        assert np.array_equal(a.strip.action, b.strip.action)
+        assert np.allclose(a.strip.value, b.strip.value, atol=1e-5)
+        assert a.strip.bootstrap == pytest.approx(b.strip.bootstrap, abs=1e-5)
 
 
 @pytest.mark.parametrize("how", ["copy", "replay"])

@@ -1,5 +1,7 @@
 """`env: minigrid`: starts, reward, observation, traces, missions, quiet levels, other rooms."""
 
+import builtins
+
 import gymnasium
 import minigrid  # noqa: F401
 import numpy as np
@@ -13,7 +15,7 @@ from rlft import registry
 from rlft.errors import ConfigError, DataError
 from rlft.policy.networks import CNN
 from rlft.policy.observed import parts_of
-from rlft.sampling.snapshot import same
+from rlft.sampling.snapshot import Course, restore, same, take
 from rlft.sampling.spaces import check_spaces
 
 RIGHT, FORWARD = 1, 2
@@ -184,6 +186,25 @@ def test_the_fast_view_is_minigrid_s_number_for_number(size, through):
             expected, *_ = slowly.step(action)
             if terminated or truncated:
                 break
+
+
+@pytest.mark.parametrize("id", ["MiniGrid-FourRooms-v0", "BabyAI-GoTo-v0"])
+def test_a_level_s_walls_are_one_object_that_a_snapshot_comes_back_to(id):
+    shared, own = build(id=id).make(), build(id=id, fast_view=False).make()
+    observation, info = shared.reset(seed=3)
+    own.reset(seed=3)
+    assert np.array_equal(shared.unwrapped.grid.encode(), own.unwrapped.grid.encode())
+
+    def walls():
+        cells = shared.unwrapped.grid.grid
+        return {builtins.id(c) for c in cells if c is not None and c.type == "wall"}
+
+    before = walls()
+    assert len(before) == 1
+    course = Course(3, {}, (), observation, info)
+    restore(shared, take(shared, course))
+    assert walls() == before
+    assert np.array_equal(shared.unwrapped.grid.encode(), own.unwrapped.grid.encode())
 
 
 def test_a_level_with_an_observation_of_its_own_keeps_it():

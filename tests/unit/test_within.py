@@ -16,6 +16,8 @@ SPACES = [
     spaces.Box(2.0, 3.0, (), np.float32),
     spaces.Discrete(4, start=2),
     spaces.MultiDiscrete([3, 3, 7]),
+    spaces.MultiDiscrete([6, 6], dtype=np.int32),
+    spaces.MultiDiscrete([4, 4, 4], start=[2, 2, 2]),
     spaces.MultiBinary(5),
     spaces.Dict({"a": spaces.Box(1, 2, (2,), np.float32), "b": spaces.Discrete(3)}),
 ]
