@@ -34,7 +34,7 @@ CONFIG = {
         **{"name": "control_ppo", "steps": STEPS, "epochs": EPOCHS},
         **{"minibatches": ENVS * STEPS // BATCH, "value_clip": None, "entropy_coef": 0.0},
     },
-    "env": {"name": "minigrid", "time_penalty": None},
+    "env": {"name": "minigrid", "time_penalty": None, "limit": "cuts"},
     "model": {"build": {"name": "mlp", "hidden": [64, 64]}, "dtype": "float32"},
     "sampler": {"num": 2},
     "runner": {"blocks": 2, "envs": ENVS // 2},

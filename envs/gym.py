@@ -36,7 +36,8 @@ class Gym:
     traces: names in `info` that diversity functions and evaluation read, each a whole number or a few;
     `cell` is made here: an observation of whole numbers as it is, any other in steps of cell_size.
     snapshots: how vines return to a state (rlft/sampling/snapshot.py); solved_above: the return above
-    which an episode is a success, where `info` has no `success`.
+    which an episode is a success, where `info` has no `success`; limit: `ends`, where running out of steps
+    is part of the task and worth nothing more; `cuts`: the critic says what would have come.
     train_size, held_out_size: how many seeds each part has; seed: picks them, not the run's seed.
     """
 
@@ -50,6 +51,7 @@ class Gym:
     cell_size: float | None = None
     snapshots: Literal["copy", "replay", "none"] = "copy"
     solved_above: float | None = None
+    limit: Literal["cuts", "ends"] = "cuts"
     train_size: int = 1_000_000
     held_out_size: int = 100
     seed: int = 0

@@ -47,6 +47,7 @@ class TwoStage:
     traces = ("stage", "position", "room")
     snapshots = "copy"
     solved_above = None
+    limit = "ends"
     id = "two_stage"
 
     def train(self) -> Starts:

@@ -24,7 +24,9 @@ from rlft.seeding import Key
 from rlft.types import Group, Outcome, RowRef, Task, Trajectory
 
 _EPISODES = 64
-"""Episodes that a runner is asked for at once: the unit of work, whoever does it."""
+"""Episodes that a runner is asked for at once, at least: the unit of work, whoever does it. A block of
+environments is then full for most of the time, and what is asked does not depend on how many runners there
+are."""
 
 
 class Stage:
@@ -66,7 +68,6 @@ class Stage:
         n: int,
         key: Key,
         greedy: bool,
-        share: int = _EPISODES,
         record: bool = True,
     ) -> list[Group]:
         """`n` whole episodes from each configuration. record: False leaves the strips empty."""
@@ -75,6 +76,7 @@ class Stage:
             for place, task in enumerate(tasks)
             for j in range(n)
         ]
+        share = n * self._together(n)
         units = [starts[i : i + share] for i in range(0, len(starts), share)]
         answers = self._fleet.share_out(
             [_calling("episodes", 2, unit, greedy, record) for unit in units],
@@ -114,33 +116,31 @@ class Stage:
         self, tasks: Sequence[Task], seeds: int, branching: Branching, key: Key
     ) -> list[Vines]:
         """Of each configuration: seed trajectories, and vines from states on their way."""
+        jobs = [(task, key.child(place)) for place, task in enumerate(tasks)]
+        share = self._together(seeds * (1 + branching.states * branching.vines))
+        units = [jobs[i : i + share] for i in range(0, len(jobs), share)]
         answers = self._fleet.share_out(
-            [
-                _calling("vines", 2, task, seeds, branching, key.child(place))
-                for place, task in enumerate(tasks)
-            ],
+            [_calling("vines", 2, unit, seeds, branching) for unit in units],
             "rollout",
             self._cfg.deadlines.rollout,
         )
-        found = []
-        for place, (task, ((seconds, version, told), rows)) in enumerate(
-            zip(tasks, answers, strict=True)
-        ):
+        found: list[Vines] = []
+        for unit, ((seconds, version, told), rows) in zip(units, answers, strict=True):
             self._fleet.was_busy("samplers", seconds)
-            members = [
-                _member(f"{key.path[-1]}.{place}.{i}", task.id, one, version, RowRef(rows, i))
-                for i, one in enumerate(told)
-            ]
-            families: dict[tuple[int, int], list[Trajectory]] = {}
-            for member, one in zip(members, told, strict=True):
-                families.setdefault((one.root, one.point), []).append(member)
-            roots = families.pop((-1, 0), [])
-            branched = tuple(
-                Group(task, tuple(_branched(m, number) for m in family))
-                for number, family in enumerate(families.values())
-            )
-            found.append(Vines(Group(task, tuple(roots)), branched))
+            row = 0
+            for (task, _), of_task in zip(unit, told, strict=True):
+                name = f"{key.path[-1]}.{len(found)}"
+                members = [
+                    _member(f"{name}.{i}", task.id, one, version, RowRef(rows, row + i))
+                    for i, one in enumerate(of_task)
+                ]
+                row += len(of_task)
+                found.append(_vines(task, members, of_task))
         return found
+
+    def _together(self, episodes: int) -> int:
+        """How many configurations of so many episodes make a unit of work."""
+        return max(1, max(_EPISODES, 2 * self._cfg.runner.envs) // episodes)
 
     def forget_before(self, ticket: int) -> None:
         """Gives up where environments were before `ticket`."""
@@ -163,6 +163,18 @@ class Vines:
 
     roots: Group
     families: tuple[Group, ...]
+
+
+def _vines(task: Task, members: Sequence[Trajectory], told: Sequence[Told]) -> Vines:
+    families: dict[tuple[int, int], list[Trajectory]] = {}
+    for member, one in zip(members, told, strict=True):
+        families.setdefault((one.root, one.point), []).append(member)
+    roots = families.pop((-1, 0), [])
+    branched = tuple(
+        Group(task, tuple(_branched(m, number) for m in family))
+        for number, family in enumerate(families.values())
+    )
+    return Vines(Group(task, tuple(roots)), branched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +202,7 @@ class Acting:
     async def episodes(self, tasks: Sequence[Task], *, n: int, key: Key) -> list[Group]:
         """`n` whole episodes from each configuration; group `i` belongs to `tasks[i]`."""
         with self.row.timed("rollout"):
-            groups = self._stage.episodes(tasks, n, key, greedy=False, share=n)
+            groups = self._stage.episodes(tasks, n, key, greedy=False)
         return self._told(groups)
 
     async def vines(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -51,6 +51,10 @@ class Conditioned:
     @property
     def snapshots(self) -> str:
         return getattr(self.inner, "snapshots", "copy")
+
+    @property
+    def limit(self) -> Literal["cuts", "ends"]:
+        return getattr(self.inner, "limit", "cuts")
 
     @property
     def solved_above(self) -> float | None:

@@ -31,7 +31,9 @@ class MiniGrid:
     configurations: so many fixed starts for training *and* evaluation, as in the paper; null: fresh
     starts to train on, `train_size` of them, and `held_out_size` others to evaluate on. held_out_start:
     `other_room` evaluates from another room of the same level (generalisation). time_penalty: what a
-    success at the last step loses; null leaves the level's own reward.
+    success at the last step loses; null leaves the level's own reward. limit: `ends`, an episode that runs
+    out of steps has failed, as in the paper's tasks of H steps; `cuts`: it goes on unseen, and the critic
+    says what would have come.
     rooms: `paper` divides positions by the room's size, `walls` goes by where BabyAI's walls are.
     fast_view: compute the same view by tables (view.py); false: by MiniGrid's own code, much slower.
     seed: picks the starts, not the run's seed.
@@ -43,6 +45,7 @@ class MiniGrid:
     configurations: int | None = None
     held_out_start: Literal["same", "other_room"] = "same"
     time_penalty: float | None = 0.5
+    limit: Literal["ends", "cuts"] = "ends"
     actions: int = 7
     mission_length: int | None = None
     words: tuple[str, ...] = ()

@@ -17,8 +17,16 @@ from minigrid.minigrid_env import MiniGridEnv
 
 
 class _SharedWall(Wall):
-    """The grey wall, one for all cells of all levels: it never changes, and a level of few objects is
-    quick to look at and to pickle."""
+    """The grey wall, one for all cells of all levels: a level of few objects is quick to look at and to
+    pickle. A level that would change it is told not to."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_WALL" in globals():
+            raise AttributeError(
+                f"a level set {name} of a wall, but all grey walls are one object here; put another "
+                f"wall in its place, or set env.fast_view: false"
+            )
+        super().__setattr__(name, value)
 
     def __reduce__(self) -> str:
         return "_WALL"

@@ -221,8 +221,15 @@ class ActorCritic(nn.Module):
 
     @property
     def critic_apart(self) -> bool:
-        """Whether the critic shares nothing with the policy, so that it can be asked alone."""
-        return self.value_encoder is not None
+        """Whether the critic shares nothing with the policy, so that it can be asked alone. Of a class that
+        acts or judges in its own way it cannot."""
+        own = type(self)
+        return (
+            self.value_encoder is not None
+            and own.act is ActorCritic.act
+            and own._value is ActorCritic._value
+            and own._params is ActorCritic._params
+        )
 
     def choose(
         self, obs: Obs, state: torch.Tensor | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,7 @@ from rlft.sampling.strips import Choice, Judged, Line, Piece, Record, Seen
 from rlft.seeding import Key
 from rlft.types import End, Episode, Task
 
+Limit = Literal["cuts", "ends"]
 Rolling = Generator[Seen | Judged, Any, Any]
 
 
@@ -77,9 +78,12 @@ class Block:
         timeout: float = 60.0,
         how: How = "copy",
         solved_above: float | None = None,
+        limit: Limit = "cuts",
     ) -> None:
-        """solved_above: the return above which an episode is a success, where `info` does not say."""
-        self.size, self.choice, self._traces = size, choice, traces
+        """solved_above: the return above which an episode is a success, where `info` does not say; limit:
+        whether an episode that runs out of steps is cut, so that the critic says what would have come,
+        or has ended with nothing to come, as where the limit is part of the task."""
+        self.size, self.choice, self._traces, self._limit = size, choice, traces, limit
         self._solved_above, self._how = solved_above, how
         guarded = [lambda: Guarded(make, traces, timeout, how)] * size
         self._vec = Abreast(guarded, timeout)
@@ -141,7 +145,7 @@ class Block:
                 failed = episode.end == "error"  # the step that failed taught nothing
                 upto = t if failed else t + 1
                 worth = None if value is None else float(value[slot])
-                if terminated[slot]:
+                if self._is_over(episode):
                     worth = 0.0
                 cut = _Cut(slot, firsts[slot], upto, worth, self._shown(slot), episode)
                 cuts.append(replace(cut, continues=under_way[slot], failed=failed))
@@ -220,7 +224,7 @@ class Block:
     ) -> Generator[Seen | Judged, Any, tuple[list[Piece], list[np.ndarray | None]]]:
         """One whole episode from each of `starts`, in their order; environments take the next when they
         are done. keep_states: also each episode's recurrent states `[T, H]`; record: False leaves the
-        strips empty, where only how the episodes went is asked."""
+        strips empty, and no critic apart is asked, where only how the episodes went is of interest."""
         yield from ()
         self._held = None
         pieces: list[Piece | None] = [None] * len(starts)
@@ -275,7 +279,7 @@ class Block:
                     judged = yield line.judged(after)
                     line.valued(judged[:-1])
                     bootstrap = float(judged[-1])
-                if terminated[slot]:
+                if self._is_over(episode):
                     bootstrap = 0.0
                 strip = line.strip(bootstrap, after, self.choice, failed=episode.end == "error")
                 pieces[line.index] = Piece(strip, line.index, episode.end, episode)
@@ -336,6 +340,10 @@ class Block:
         if self._state is not None and not keep_state:
             self._state = np.where(which[:, None], np.float32(0), self._state)
 
+    def _is_over(self, episode: Episode) -> bool:
+        """Whether nothing comes after it."""
+        return episode.end == "terminated" or (episode.end == "truncated" and self._limit == "ends")
+
     def _shown(self, slot: int) -> dict[str, np.ndarray]:
         """What one environment shows now."""
         return {name: x[slot].copy() for name, x in self._obs.items()}
@@ -349,7 +357,7 @@ class Block:
         running: Running = self._envs[slot].running
         end: End = "error" if running.error else "terminated" if terminated else "truncated"
         traces = {
-            name: _trace([x[name] for x in running.traces])
+            name: trace_of([x[name] for x in running.traces])
             for name in self._traces
             if running.traces
         }
@@ -369,9 +377,12 @@ class Block:
         )
 
 
-def _trace(seen: list[Any]) -> np.ndarray:
+def trace_of(seen: list[Any]) -> np.ndarray:
     """int32 `[T, ...]` of what `info` said at each step; of single numbers `[T, 1]`."""
-    found = np.array(seen, np.int32)
+    try:
+        found = np.array(seen, np.int32)
+    except (ValueError, OverflowError):  # numbers and arrays of one; numbers beyond 32 bits
+        return np.stack([np.atleast_1d(np.asarray(x).astype(np.int32)) for x in seen])
     return found[:, None] if found.ndim == 1 else found
 
 

@@ -152,42 +152,54 @@ class Runner:
             block.close()
 
     def vines(
-        self, task: Task, seeds: int, branching: Branching, key: Key
-    ) -> tuple[tuple[float, int, list[Told]], list[Strip]]:
-        """Seed trajectories from one configuration, then vines from equally spaced states of each.
+        self, jobs: Sequence[tuple[Task, Key]], seeds: int, branching: Branching
+    ) -> tuple[tuple[float, int, list[list[Told]]], list[Strip]]:
+        """From each configuration seed trajectories, then vines from equally spaced states of each. What
+        the driver learns is a list a configuration; strips are in the same order.
 
         Source: polychromic PPO (arXiv 2509.25424), appendix A.1.1: from a trajectory of T steps the
         states at `floor(k T / (p + 1))`, k = 1..p. Vines of one state follow each other.
         """
         began = time.monotonic()
         block = self._block(-1)
-        starts = [
-            Start(task, key.child(i).seed(63)) for i in range(seeds)
-        ]  # as `episodes` has them
+        starts = [  # as `episodes` has them
+            Start(task, key.child(i).seed(63)) for task, key in jobs for i in range(seeds)
+        ]
         [(roots, states)] = self._drive([block.episodes(starts, keep_states=True)])
-        told, strips = _told(roots), _strips(roots)
-        branches: list[tuple[int, int, Start]] = []
-        for root, (piece, carried) in enumerate(zip(roots, states, strict=True)):
-            steps = len(piece.strip.reward)
-            points = rollout_states(steps, branching.states)
-            if piece.end == "error" or not points or not steps:
-                continue
-            found, failed = block.points_of(task, piece.strip.action, points, piece.strip.obs)
-            if failed is not None:  # told as a vine of no step
-                told.append(Told(len(told), 0, "error", failed, root, points[0]))
-                strips.append(replace(piece.strip.upto(0), bootstrap=0.0))
-                continue
-            for after, point in zip(points, found, strict=True):
-                state = None if carried is None else carried[after]
-                for vine in range(branching.vines):
-                    seed = key.child("vine", root, after, vine).seed(63)
-                    branches.append((root, after, Start(task, seed, point, state)))
+        told: list[list[Told]] = []
+        strips: list[list[Strip]] = []
+        branches: list[tuple[int, int, int, Start]] = []
+        for number, (task, key) in enumerate(jobs):
+            mine = slice(number * seeds, (number + 1) * seeds)
+            told.append([replace(one, slot=i) for i, one in enumerate(_told(roots[mine]))])
+            strips.append(_strips(roots[mine]))
+            for root, (piece, carried) in enumerate(zip(roots[mine], states[mine], strict=True)):
+                steps = len(piece.strip.reward)
+                points = rollout_states(steps, branching.states)
+                if piece.end == "error" or not points or not steps:
+                    continue
+                found, failed = block.points_of(task, piece.strip.action, points, piece.strip.obs)
+                if failed is not None:  # told as a vine of no step
+                    told[number].append(
+                        Told(len(told[number]), 0, "error", failed, root, points[0])
+                    )
+                    strips[number].append(replace(piece.strip.upto(0), bootstrap=0.0))
+                    continue
+                for after, point in zip(points, found, strict=True):
+                    state = None if carried is None else carried[after]
+                    for vine in range(branching.vines):
+                        seed = key.child("vine", root, after, vine).seed(63)
+                        branches.append((number, root, after, Start(task, seed, point, state)))
         if branches:
-            [(vines, _)] = self._drive([block.episodes([b[2] for b in branches])])
-            for (root, after, _), one, piece in zip(branches, _told(vines), vines, strict=True):
-                told.append(replace(one, slot=one.slot + seeds, root=root, point=after))
-                strips.append(piece.strip)
-        return (time.monotonic() - began, self._version, told), strips
+            [(vines, _)] = self._drive([block.episodes([b[-1] for b in branches])])
+            for (number, root, after, _), one, piece in zip(
+                branches, _told(vines), vines, strict=True
+            ):
+                slot = len(told[number])
+                told[number].append(replace(one, slot=slot, root=root, point=after))
+                strips[number].append(piece.strip)
+        seconds = time.monotonic() - began
+        return (seconds, self._version, told), [s for of_task in strips for s in of_task]
 
     def load(self, update: WeightUpdate, payload: Any) -> int:
         """Replaces the weights, proves what was handed, and returns the new version. Raises
@@ -262,13 +274,11 @@ def answer(policy: ActorCritic, asked: Seen | Judged, device: torch.device) -> A
     """What the policy says of what environments show, or its critic of many observations. Raises
     FloatingPointError: what the policy says is not finite."""
     if isinstance(asked, Judged):
-        obs = as_tensors(asked.obs, device)
-        count = len(next(iter(obs.values())))
-        parts = [
-            policy.value({name: x[at : at + _JUDGED_AT_ONCE] for name, x in obs.items()})
-            for at in range(0, count, _JUDGED_AT_ONCE)
-        ]
-        return torch.cat(parts).cpu().numpy()
+        parts = []
+        for at in range(0, len(next(iter(asked.obs.values()))), _JUDGED_AT_ONCE):
+            some = {name: x[at : at + _JUDGED_AT_ONCE] for name, x in asked.obs.items()}
+            parts.append(policy.value(as_tensors(some, device)).cpu())
+        return torch.cat(parts).numpy()
     state = None if asked.state is None else torch.from_numpy(asked.state).to(device)
     params, value, after = policy.choose(as_tensors(asked.obs, device), state)
     said = params.cpu().numpy()
@@ -291,6 +301,7 @@ def block_of(env: Any, envs: int, choice: Choice, timeout: float = 60.0) -> Bloc
         timeout,
         getattr(env, "snapshots", "copy"),
         getattr(env, "solved_above", None),
+        getattr(env, "limit", "cuts"),
     )
 
 

@@ -41,7 +41,7 @@ def _discrete(space: spaces.Discrete) -> Check:
 
     def check(x: Any) -> bool:
         if type(x) is int or type(x) is np.int64:
-            return first <= x < beyond
+            return bool(first <= x < beyond)
         return bool(space.contains(x))
 
     return check

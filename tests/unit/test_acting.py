@@ -12,7 +12,7 @@ from rlft.errors import ConfigError
 from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors
 from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
 from rlft.policy.networks import CNN, CNNGRU, MLP
-from rlft.sampling.episodes import Block, Start
+from rlft.sampling.episodes import Block, Start, trace_of
 from rlft.sampling.guarded import Alarm
 from rlft.sampling.strips import Acted
 from rlft.sampling.vector import answer, choice_of, rollout_states, to_env
@@ -224,6 +224,28 @@ def test_a_critic_of_its_own_is_told_apart():
     assert isinstance(apart, ActorCritic)
 
 
+def test_a_class_that_acts_in_its_own_way_is_asked_in_its_own_way():
+    class Masked(ActorCritic):
+        def act(self, obs, state):
+            params, value, state = super().act(obs, state)
+            return params.index_fill(-1, torch.tensor([0]), -1e9), value, state
+
+    policy = Masked(Walk.observation_space, Walk.action_space, hidden=(4,), width=4)
+    assert not policy.critic_apart
+    [piece], _ = drive(policy, block_of(Walk, policy).episodes([Start(task_of(0, 0), 0)]))
+    assert (piece.strip.action == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept"),
+    [([3, 4], [[3], [4]]), ([3, [4]], [[3], [4]]), ([(1, 2), np.array([3, 4])], [[1, 2], [3, 4]])],
+)
+def test_a_trace_may_be_a_number_or_several(seen, kept):
+    found = trace_of(seen)
+    assert found.dtype == np.int32
+    assert found.tolist() == kept
+
+
 # -- blocks --------------------------------------------------------------------------------------
 
 
@@ -241,9 +263,13 @@ def test_strips_are_single_episodes_and_add_up():
             assert p.episode.traces["place"].shape == (p.episode.length + 1, 1)
 
 
-def test_only_what_terminated_is_worth_nothing_afterwards():
-    policy = policy_for(Walk())
-    pieces, _ = drive(policy, block_of(Walk, policy).segments(None, 40, Key(1), task_of))
+@pytest.mark.parametrize("limit", ["cuts", "ends"])
+@pytest.mark.parametrize("network", [MLP((8,)), MLP((8,), shared=True)])
+def test_only_what_terminated_is_worth_nothing_afterwards(network, limit):
+    """And what ran out of steps, where that is part of the task."""
+    policy = policy_for(Walk(), network)
+    block = block_of(Walk, policy, limit=limit)
+    pieces, _ = drive(policy, block.segments(None, 40, Key(1), task_of))
     ends = {p.end for p in pieces}
     assert ends == {"terminated", "truncated", "cut"}
     for p in pieces:
@@ -251,7 +277,8 @@ def test_only_what_terminated_is_worth_nothing_afterwards():
             _, value, _ = policy.act(
                 {k: torch.from_numpy(x)[None] for k, x in p.strip.after.items()}, None
             )
-        expected = 0.0 if p.end == "terminated" else float(value[0])
+        nothing = p.end == "terminated" or (p.end == "truncated" and limit == "ends")
+        expected = 0.0 if nothing else float(value[0])
         assert p.strip.bootstrap == pytest.approx(expected, abs=1e-5)
         if p.end == "truncated":
             assert p.strip.after["observation"][1] == 6, "the last observation, not that of a reset"

@@ -201,6 +201,8 @@ def test_a_level_s_walls_are_one_object_that_a_snapshot_comes_back_to(id):
 
     before = walls()
     assert len(before) == 1
+    with pytest.raises(AttributeError, match=r"set env\.fast_view: false"):
+        next(c for c in shared.unwrapped.grid.grid if c is not None).color = "red"
     course = Course(3, {}, (), observation, info)
     restore(shared, take(shared, course))
     assert walls() == before
