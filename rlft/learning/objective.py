@@ -59,7 +59,8 @@ class Sums:
 
     def over(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
         """Adds the masked values of a `[B, T]` tensor."""
-        self.add(name, float(value_BT.detach()[mask_BT].sum()), float(mask_BT.sum()))
+        kept = torch.where(mask_BT, value_BT.detach(), 0.0)  # quicker than picking them out
+        self.add(name, float(kept.sum()), float(mask_BT.count_nonzero()))
 
     def largest(self, name: str, value_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
         chosen = value_BT.detach()[mask_BT]

@@ -33,3 +33,8 @@ class Allowance:
     def spent(self) -> str | None:
         """The metric whose limit is reached, if one is."""
         return next((n for n, limit in self._limits.items() if self._sums[n] >= limit), None)
+
+    @property
+    def share(self) -> float:
+        """Of the limit that is nearest: how much is spent, 0 to 1; 0 without one."""
+        return min(1.0, max((self._sums[n] / x for n, x in self._limits.items()), default=0.0))

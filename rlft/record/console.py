@@ -22,7 +22,8 @@ class Console:
         self._rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
         self._steps = steps
         self._live: Live | None = None
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[float, float] | None = None  # share of the run that was done, and when
+        self._done = 0.0
         self._last_line = 0.0
 
     def say(self, line: str) -> None:
@@ -44,15 +45,16 @@ class Console:
     def phase(self, name: str, step: int) -> None:
         """Names the phase of step `step` on the live line."""
         if self._live is not None:
-            text = RichText(f" step {step}/{self._steps}  {name} ...  {self._eta(step - 1)}")
+            text = RichText(f" step {step}/{self._steps}  {name} ...  {self._eta()}")
             self._live.update(Spinner("dots", text))
 
-    def step(self, row: Mapping[str, float]) -> None:
-        """Prints the line of a finished step."""
+    def step(self, row: Mapping[str, float], spent: float = 0.0) -> None:
+        """Prints the line of a finished step. spent: the share of a budget, which may end the run first."""
         done = int(row["step"])
+        self._done = max(done / self._steps, spent)
         if self._first is None:
-            self._first = (done, time.monotonic())
-        if time.monotonic() - self._last_line < _QUIET_S and done < self._steps:
+            self._first = (self._done, time.monotonic())
+        if time.monotonic() - self._last_line < _QUIET_S and self._done < 1:
             return
         self._last_line = time.monotonic()
         pace, unit = row["tokens/prompt"] + row["tokens/completion"], "tokens"
@@ -68,15 +70,15 @@ class Console:
             f"reward {reward:.3f}" if reward is not None else _losses(row),
             f"{pace / max(row['time/step_s'], 1e-9):,.0f} {unit}/s",
             phases,
-            self._eta(done),
+            self._eta(),
         ]
         self.say("  ".join(p for p in parts if p))
 
-    def _eta(self, done: int) -> str:
-        if self._first is None or done <= self._first[0]:
+    def _eta(self) -> str:
+        if self._first is None or self._done <= self._first[0]:
             return ""
-        per_step = (time.monotonic() - self._first[1]) / (done - self._first[0])
-        minutes, seconds = divmod(round(per_step * (self._steps - done)), 60)
+        whole = (time.monotonic() - self._first[1]) / (self._done - self._first[0])
+        minutes, seconds = divmod(round(whole * (1 - self._done)), 60)
         return f"ETA {minutes}:{seconds:02d}"
 
 

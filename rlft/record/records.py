@@ -45,8 +45,8 @@ class Records:
         self._remember(row)
         self._metrics.append(row)
         self._writers.log(row, self._step)
-        self._console.step(row)
         self.allowance.add(row)
+        self._console.step(row, self.allowance.share)
         for alert in self._watch.step(row):
             self._alerts.append(alert.row())
             self._console.say(f"alert: step {alert.step}: {alert.message}")

@@ -13,6 +13,7 @@ def test_it_is_spent_when_the_sum_reaches_the_limit_also_after_a_restart():
     assert allowance.spent is None
     allowance.add(rows[3])
     assert allowance.spent == "tokens/sampled"
+    assert allowance.share == 1
     assert Allowance(limits, rows).spent == "tokens/sampled"
     assert Allowance({}, rows).spent is None
 

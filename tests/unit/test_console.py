@@ -125,3 +125,13 @@ def test_a_run_that_fails_leaves_no_live_line(monkeypatch, capsys):
     with pytest.raises(RuntimeError), console.live():
         raise RuntimeError
     assert console._live is None
+
+
+def test_the_time_left_is_that_of_a_budget_which_ends_the_run_first(clock, capsys):
+    console = Console(1000)
+    for step in range(1, 6):
+        console.step(row(step), spent=step / 10)
+        clock.now += 9
+    assert lines(capsys)[-1].endswith("ETA 0:45"), "five steps are left, not 995"
+    console.step(row(10), spent=1.0)
+    assert lines(capsys)[-1].endswith("ETA 0:00")
