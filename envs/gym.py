@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,9 +117,10 @@ class Gym:
             made = registry.resolve("environment", self.id)(**kwargs)
         except UserError:
             raise
-        except (gym.error.Error, TypeError, ValueError, ImportError, AssertionError) as error:
+        except Exception as error:  # whatever its code raises
+            own = ", expected file.py:Class" if self.id.endswith(".py") else ""
             raise ConfigError(
-                f"env {self.id} cannot be made with {kwargs}: {type(error).__name__}: {error}"
+                f"env {self.id}{own} cannot be made with {kwargs}: {_told(error)}"
             ) from error
         if not isinstance(made, gym.Env):
             raise ConfigError(
@@ -145,11 +147,17 @@ class Gym:
             wrapper = getattr(gym.wrappers, name)
         try:
             return wrapper(env, **keys)
-        except (gym.error.Error, TypeError, ValueError, AssertionError) as error:
+        except Exception as error:
             raise ConfigError(
                 f"env {self.id}: wrapper {name} with {keys} cannot be put around "
-                f"{env.observation_space!r:.80}: {type(error).__name__}: {error}"
+                f"{env.observation_space!r:.80}: {_told(error)}"
             ) from error
+
+
+def _told(error: Exception) -> str:
+    """What was raised, and where."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
 
 
 def _gymnasium() -> Any:

@@ -109,6 +109,10 @@ def test_whole_numbers_and_cells_are_recorded_as_states():
     assert "cell" not in gym(id="CartPole-v1").make().reset(seed=0)[1]
 
 
+def without_its_map():
+    return {}["level1"]
+
+
 @pytest.mark.parametrize(
     "keys, said",
     [
@@ -118,6 +122,8 @@ def test_whole_numbers_and_cells_are_recorded_as_states():
         ({"id": "CartPole-v1", "wrappers": [{"name": "FrameStackObservation"}]}, "stack_size"),
         ({"id": "Blackjack-v1"}, "observation: flat"),
         ({"id": f"{HERE}not_an_env"}, "expected a gymnasium.Env"),
+        ({"id": f"{HERE}without_its_map"}, r"KeyError: 'level1'.*test_gym_env\.py, line"),
+        ({"id": "my_envs.py"}, r"expected file\.py:Class"),
         ({"id": "CartPole-v1", "max_steps": 0}, "at least 1"),
         ({"id": "CartPole-v1", "traces": ["cell"], "cell_size": 0}, "above 0"),
         ({"id": "CartPole-v1", "cell_size": 1}, "needs `traces"),
