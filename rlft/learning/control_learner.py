@@ -47,15 +47,16 @@ class ControlLearner(Trained):
         behaviour: torch.Tensor,
         teacher: torch.Tensor | None = None,
         *,
+        real: torch.Tensor | None = None,
         critic_only: bool = False,
         streams: Sequence[int] = (),
     ) -> PolicyOut:
         """What the policy says of `action [B, T, A]` on `obs [B, T, ...]`, each row from `state [B, H]`.
         behaviour: `[B, T, D]`, parameters of the distribution that the actions were drawn from; teacher:
-        those of a teacher, if a term asks for one; streams: one a row, whose state after T steps is kept
-        in `carried`."""
+        those of a teacher, if a term asks for one; real: int64 `[N]`, which of the B T steps are wanted,
+        None: all; streams: one a row, whose state after T steps is kept in `carried`."""
         params, value, *after = self.engine(
-            dict(obs), state, carry=bool(streams), critic_only=critic_only
+            dict(obs), state, real=real, carry=bool(streams), critic_only=critic_only
         )
         if after:
             self.carried.update(zip(streams, after[0].detach(), strict=True))

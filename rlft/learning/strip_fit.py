@@ -216,8 +216,8 @@ class _Updates:
         guilty: set[int] = set()
         now = list(zip(job.terms, coefs(job, taken), strict=True))
         for chunk in chunks:
-            at, mask_BT = self._at(chunk)
-            out = self._read(chunk, at)
+            at, mask_BT, real = self._at(chunk)
+            out = self._read(chunk, at, real)
             if at_once:
                 self._take_credit(out, chunk, at, mask_BT)
                 scale = self._scale(chosen, count)
@@ -246,11 +246,14 @@ class _Updates:
         adv = self.table.adv[torch.from_numpy(index[mask]).to(self.table.adv.device)]
         return adv.mean(), adv.std() + 1e-8
 
-    def _at(self, chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """`_places` on the learner's device."""
+    def _at(self, chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """`_places` on the learner's device, and which of them are real, where some are and not all."""
         index, mask = _places(chunk, self.starts, self.job.unit)
         device = self.learner.device
-        return torch.from_numpy(index).to(device), torch.from_numpy(mask).to(device)
+        real = None
+        if mask.any() and not mask.all():
+            real = torch.from_numpy(np.flatnonzero(mask)).to(device)
+        return torch.from_numpy(index).to(device), torch.from_numpy(mask).to(device), real
 
     @torch.no_grad()
     def _credit_anew(self, chosen: np.ndarray, chunks: list[np.ndarray]) -> None:
@@ -263,8 +266,8 @@ class _Updates:
         steps = steps.to(self.learner.device)
         table.adv[steps], table.ret[steps] = 0.0, 0.0
         for chunk in chunks:
-            at, mask_BT = self._at(chunk)
-            self._take_credit(self._read(chunk, at), chunk, at, mask_BT)
+            at, mask_BT, real = self._at(chunk)
+            self._take_credit(self._read(chunk, at, real), chunk, at, mask_BT)
         if self.learner.world > 1:  # each step is one rank's, and 0 on the others
             for kept in (table.adv, table.ret):
                 whole = kept[steps]
@@ -282,7 +285,7 @@ class _Updates:
         self.table.adv[where] = adv[mask_BT] + self.table.bonus[where]
         self.table.ret[where] = ret[mask_BT]
 
-    def _read(self, chunk: np.ndarray, at: torch.Tensor) -> PolicyOut:
+    def _read(self, chunk: np.ndarray, at: torch.Tensor, real: torch.Tensor | None) -> PolicyOut:
         """What policy and critic say of these steps now."""
         learner, job, table = self.learner, self.job, self.table
         obs = {name: x[at] for name, x in table.obs.items()}
@@ -291,6 +294,7 @@ class _Updates:
             teacher = None if table.teacher is None else table.teacher[at]
             return learner.forward(
                 *(obs, state, table.action[at], table.params[at], teacher),
+                real=real,
                 critic_only=job.critic_only,
                 streams=() if job.stream is None else job.stream[chunk].tolist(),
             )

@@ -260,24 +260,34 @@ class ActorCritic(nn.Module):
         obs: Obs,
         state: torch.Tensor | None = None,
         *,
+        real: torch.Tensor | None = None,
         carry: bool = False,
         critic_only: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         """Stretches of episodes `[B, T]`, each from its state `[B, H]`: parameters `[B, T, D]` and values
-        `[B, T]`. Steps after an episode's end are computed and mean nothing. carry: also the states
+        `[B, T]`. real: int64 `[N]`, which of the B T steps are some of an episode, None: all; the others,
+        after their episode's end, are 0 and not computed, but by the memory. carry: also the states
         `[B, H]` after T steps, of a policy with a memory; critic_only: nothing but what the value alone
         reads gets a gradient."""
         rows, steps = next(iter(obs.values())).shape[:2]
         flat = {name: x.flatten(0, 1) for name, x in obs.items()}
+        if real is not None:
+            flat = {name: x[real] for name, x in flat.items()}
+
+        def placed(x: torch.Tensor) -> torch.Tensor:
+            if real is not None:
+                x = x.new_zeros(rows * steps, *x.shape[1:]).index_copy(0, real, x)
+            return x.view(rows, steps, *x.shape[1:])
+
         with torch.set_grad_enabled(torch.is_grad_enabled() and not critic_only):
             hidden = self.policy_encoder(flat)
             if self.memory is not None:
                 assert state is not None
-                read, state = self.memory.read(hidden.view(rows, steps, -1), state)
-                hidden = self._read(read.flatten(0, 1), hidden)
-            params = self._params(hidden)
-        value = self._value(flat, hidden).view(rows, steps)
-        params = params.view(rows, steps, -1)
+                read, state = self.memory.read(placed(hidden), state)
+                read = read.flatten(0, 1)
+                hidden = self._read(read if real is None else read[real], hidden)
+            params = placed(self._params(hidden))
+        value = placed(self._value(flat, hidden))
         return (params, value, state) if carry and state is not None else (params, value)
 
     def take_in(self, obs: Obs) -> None:

@@ -164,6 +164,42 @@ def test_actions_reach_the_environment_in_its_own_terms():
     assert to_env(box, np.array([[3.0, -0.5]], np.float32)).tolist() == [[1.0, -0.5]]
 
 
+MEMORIES = {
+    "gru": {"shared": True, "memory": 5},
+    "lstm": {"shared": True, "memory": 5, "cell": "lstm", "skip": True},
+    "critic apart": {"hidden": (6,)},
+}
+
+
+@pytest.mark.parametrize("network", MEMORIES)
+@pytest.mark.parametrize("critic_only", [False, True])
+def test_steps_after_an_end_change_nothing_and_are_not_encoded(network, critic_only):
+    torch.manual_seed(0)
+    space = spaces.Box(-9, 9, (3,), np.float32)
+    policy = ActorCritic(space, spaces.Discrete(4), width=8, **MEMORIES[network])
+    lengths, encoded = torch.tensor([6, 1, 4]), []
+    policy.policy_encoder.register_forward_hook(lambda _, given, out: encoded.append(len(out)))
+    mask = torch.arange(6) < lengths[:, None]
+    obs = {"observation": torch.randn(3, 6, 3)}
+    state = torch.randn(3, policy.state_size) if policy.state_size else None
+
+    def said(real):
+        policy.zero_grad()
+        params, value = policy(obs, state, real=real, critic_only=critic_only)
+        loss = (params.square().sum(-1) + value)[mask].sum()
+        loss.backward()
+        grads = [p.grad for p in policy.parameters()]
+        return params, value, [g.clone() if g is not None else torch.zeros(()) for g in grads]
+
+    whole, real = said(None), said(mask.flatten().nonzero()[:, 0])
+    assert encoded == [18, 11]
+    for a, b in zip(whole[:2], real[:2], strict=True):
+        assert torch.allclose(a[mask], b[mask], atol=1e-6)
+        assert not b[~mask].any()
+    for a, b in zip(whole[2], real[2], strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
 # -- policies ------------------------------------------------------------------------------------
 
 

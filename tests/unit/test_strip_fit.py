@@ -38,9 +38,11 @@ class Learner:
     def take_in(self, obs):
         self.took_in += 1
 
-    def forward(self, obs, state, action, behaviour, teacher=None, *, critic_only, streams=()):
+    def forward(
+        self, obs, state, action, behaviour, teacher=None, *, real, critic_only, streams=()
+    ):
         self.forwards += 1
-        params, value = self.policy(obs, state, critic_only=critic_only)
+        params, value = self.policy(obs, state, real=real, critic_only=critic_only)
         d = self.policy.distribution
         kl = d.kl(behaviour, params)
         return PolicyOut(d.logp(params, action), d.entropy(params), value, behaviour_kl=kl)
