@@ -48,7 +48,8 @@ class TeacherLikelihood(ForgettingProbe):
         policy = load_policy(subject.model, one)
         one.close()
         distribution = policy.distribution
-        params = ActingTeacher(policy, torch.device("cpu")).params(chosen, carry=False)
+        device = torch.device(subject.device)
+        params = ActingTeacher(policy, device).params(chosen, carry=False).cpu()
         action = torch.from_numpy(np.concatenate([s.action for s in chosen]))
         agree = (distribution.mode(params) == action).all(-1)
         return {

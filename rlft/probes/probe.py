@@ -26,6 +26,11 @@ class Subject:
     env: Any
     key: Key
 
+    @property
+    def device(self) -> str:
+        """Where the probing actor computes."""
+        return "cuda" if self.cfg.probes.gpus else "cpu"
+
 
 class ForgettingProbe:
     """Base of probes: frozen dataclasses. acting, writing: for which kinds of policy; called: what its

@@ -67,6 +67,7 @@ class Restart(ForgettingProbe):
                 *(env, subject.model, tasks, self.episodes, subject.key),
                 greedy=self.greedy,
                 timeout=subject.cfg.runner.step_timeout,
+                device=subject.device,
             )
             return numbers([e for row in rows for e in row])
         strips, seeds = self._demonstrations(env)
@@ -82,8 +83,8 @@ class Restart(ForgettingProbe):
                     found.append(replace(point, seed=noise, state=state))
             return found
 
-        timeout = subject.cfg.runner.step_timeout
-        return numbers(played(env, subject.model, starts, greedy=self.greedy, timeout=timeout))
+        how: Any = {"timeout": subject.cfg.runner.step_timeout, "device": subject.device}
+        return numbers(played(env, subject.model, starts, greedy=self.greedy, **how))
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)
@@ -138,6 +139,7 @@ def _saved_state(
     """(a start at the point, what a policy's memory holds there)."""
     import torch
 
+    from rlft.policy.actor_critic import as_tensors
     from rlft.sampling.episodes import Start
     from rlft.types import Task
 
@@ -152,10 +154,11 @@ def _saved_state(
     [point] = points
     state = None
     if policy.state_size:
-        carried = torch.zeros(1, policy.state_size)
+        device = next(policy.parameters()).device
+        carried = torch.zeros(1, policy.state_size, device=device)
         with torch.inference_mode():
             for t in range(steps):
-                obs = {n: torch.from_numpy(x[t : t + 1]) for n, x in strip.obs.items()}
+                obs = as_tensors({n: x[t : t + 1] for n, x in strip.obs.items()}, device)
                 carried = policy.act(obs, carried)[2]
-        state = carried[0].numpy()
+        state = carried[0].cpu().numpy()
     return Start(task, 0, point), state

@@ -48,7 +48,7 @@ class TextForgetting(ForgettingProbe):
         from rlft.policy.lm import load_lm
 
         start = Path(self.base) if self.base is not None else subject.start
-        device = "cuda" if subject.cfg.probes.gpus else "cpu"
+        device = subject.device
         base, tuned = (
             load_lm(x, subject.cfg.model.dtype).eval().to(device) for x in (start, subject.model)
         )

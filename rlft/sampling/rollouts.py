@@ -28,11 +28,12 @@ def rollouts(
     greedy: bool = False,
     envs: int = 32,
     timeout: float = 60.0,
+    device: str = "cpu",
 ) -> list[list[Episode]]:
     """`n` episodes from each configuration by the policy in `folder`; element `i` belongs to `tasks[i]`.
 
-    env: the plug-in; timeout: seconds for a step. An episode's randomness depends on `key`, the
-    configuration's place and the episode's number alone.
+    env: the plug-in; timeout: seconds for a step; device: where the policy computes. An episode's
+    randomness depends on `key`, the configuration's place and the episode's number alone.
     """
 
     def starts(block: Block, policy: Any) -> list[Start]:
@@ -42,7 +43,8 @@ def rollouts(
             for j in range(n)
         ]
 
-    episodes = played(env, folder, starts, greedy=greedy, envs=envs, timeout=timeout)
+    how: Any = {"greedy": greedy, "envs": envs, "timeout": timeout, "device": device}
+    episodes = played(env, folder, starts, **how)
     return [episodes[i * n : (i + 1) * n] for i in range(len(tasks))]
 
 
@@ -54,9 +56,10 @@ def played(
     greedy: bool = False,
     envs: int = 32,
     timeout: float = 60.0,
+    device: str = "cpu",
 ) -> list[Episode]:
     """One episode from each start that `starts` makes with the block of environments and the policy."""
-    how: Any = {"greedy": greedy, "envs": envs, "timeout": timeout}
+    how: Any = {"greedy": greedy, "envs": envs, "timeout": timeout, "device": device}
     pieces = pieces_of(env, folder, starts, **how, record=False)
     return [piece.episode for piece in pieces if piece.episode is not None]
 
@@ -70,12 +73,13 @@ def pieces_of(
     envs: int,
     record: bool,
     timeout: float = 60.0,
+    device: str = "cpu",
 ) -> list[Piece]:
     """The same, with the strip of each episode if `record`. On the main thread a step that takes longer
     than `timeout` ends its episode."""
-    one = env.make()
-    policy = load_policy(folder, one).eval()
-    choice = choice_of(policy, one.action_space, torch.device("cpu"))
+    one, where = env.make(), torch.device(device)
+    policy = load_policy(folder, one).to(where).eval()
+    choice = choice_of(policy, one.action_space, where)
     one.close()
     alarmed = threading.current_thread() is threading.main_thread() and not Alarm.installed()
     if alarmed:
@@ -85,7 +89,7 @@ def pieces_of(
     acted: Any = None
     try:
         while True:
-            acted = answer(policy, rolling.send(acted), torch.device("cpu"))
+            acted = answer(policy, rolling.send(acted), where)
     except StopIteration as end:
         pieces, _ = end.value
     finally:
