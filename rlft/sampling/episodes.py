@@ -18,7 +18,7 @@ import numpy as np
 from rlft.errors import ConfigError
 from rlft.policy.observed import as_arrays
 from rlft.sampling.abreast import Abreast
-from rlft.sampling.guarded import Guarded, Point, Running
+from rlft.sampling.guarded import Guarded, Patience, Point, Running
 from rlft.sampling.snapshot import How
 from rlft.sampling.strips import Choice, Judged, Line, Piece, Record, Seen
 from rlft.seeding import Key
@@ -85,7 +85,8 @@ class Block:
         or has ended with nothing to come, as where the limit is part of the task."""
         self.size, self.choice, self._traces, self._limit = size, choice, traces, limit
         self._solved_above, self._how = solved_above, how
-        guarded = [lambda: Guarded(make, traces, timeout, how)] * size
+        self._patience = Patience()
+        guarded = [lambda: Guarded(make, traces, timeout, how, self._patience)] * size
         self._vec = Abreast(guarded, timeout)
         self._envs = self._vec.guarded
         self.number = 0
@@ -116,6 +117,7 @@ class Block:
         key: of this stretch's noise; task_of: (environment, number of its episode) -> configuration.
         """
         yield from ()
+        self._patience.late = 0
         episodes = self._resume(rest, task_of)
         rng = np.random.default_rng(key.seed())
         noise = self.choice.noise(rng, steps * self.size)
@@ -226,6 +228,7 @@ class Block:
         are done. keep_states: also each episode's recurrent states `[T, H]`; record: False leaves the
         strips empty, and no critic apart is asked, where only how the episodes went is of interest."""
         yield from ()
+        self._patience.late = 0
         self._held = None
         pieces: list[Piece | None] = [None] * len(starts)
         states: list[np.ndarray | None] = [None] * len(starts)

@@ -25,6 +25,23 @@ class StepTimeout(Exception):
     """A step or reset took longer than `runner.step_timeout`."""
 
 
+class NotTried(Exception):
+    """An episode that was given up, because environments beside it hung one after the other."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """Of the environments of a block together: where all of them hang, so many time-outs would be waited
+    for that a run seems to hang itself. late: steps and resets that took too long since one did not."""
+
+    late: int = 0
+    most: int = 3
+
+    @property
+    def lost(self) -> bool:
+        return self.late >= self.most
+
+
 @dataclass(slots=True)
 class Running:
     """The episode that an environment is in. seed, options: how it was started; actions: taken since,
@@ -60,13 +77,18 @@ class Point:
 
 class Guarded(gymnasium.Wrapper):
     """make: makes the environment, again after it failed; names: what of `info` is recorded;
-    timeout: seconds for a step; how: how it can be put back to a point."""
+    timeout: seconds for a step; how: how it can be put back to a point; patience: the block's."""
 
     def __init__(
-        self, make: Callable[[], gymnasium.Env], names: tuple[str, ...], timeout: float, how: How
+        self,
+        make: Callable[[], gymnasium.Env],
+        names: tuple[str, ...],
+        timeout: float,
+        how: How,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__(make())
-        self._how = how
+        self._how, self._patience = how, patience or Patience()
         self._info: Mapping[str, Any] = {}
         self._make, self._names, self._alarm = make, names, Alarm(timeout)
         self.running: Running | None = None
@@ -86,6 +108,7 @@ class Guarded(gymnasium.Wrapper):
             return self._last, {}
         episode = self.running = start.begun() if isinstance(start, Point) else start
         try:
+            self._require_patience()
             with self._alarm:
                 if isinstance(start, Point):
                     self._last, info = restore(self.env, start.snapshot)
@@ -97,6 +120,7 @@ class Guarded(gymnasium.Wrapper):
             if not isinstance(start, Point):  # which was noted when it was reached
                 self._note(info)
             self._info = info
+            self._patience.late = 0
         except UserError:
             raise  # a point that cannot be returned to is no fault of the environment's
         except Exception as error:
@@ -116,6 +140,8 @@ class Guarded(gymnasium.Wrapper):
             episode.over = True
             return self._last, 0.0, False, True
         try:
+            if self._patience.late:
+                self._require_patience()
             self._last, reward, terminated, truncated, info = self.env.step(action)
             reward = float(reward)
             if not math.isfinite(reward):
@@ -129,6 +155,7 @@ class Guarded(gymnasium.Wrapper):
             episode.over = True
             return self._last, 0.0, False, True
         self._info = info
+        self._patience.late = 0
         if self._how == "replay":
             episode.actions.append(action)
         episode.ret += reward
@@ -172,9 +199,20 @@ class Guarded(gymnasium.Wrapper):
                 f"{str(self._last)[:200]}"
             )
 
+    def _require_patience(self) -> None:
+        if self._patience.lost:
+            raise NotTried(
+                f"given up: {self._patience.late} steps or resets in a row, of this environment and those "
+                f"beside it, took longer than runner.step_timeout"
+            )
+
     def _failed(self, error: Exception) -> None:
         """The episode ends as an error, and the environment is made again."""
         assert self.running is not None
+        if isinstance(error, NotTried):
+            self.running.error = str(error)
+            return
+        self._patience.late += isinstance(error, StepTimeout)
         self.running.error = "".join(traceback.format_exception(error)).strip()
         try:
             self.env.close()

@@ -444,6 +444,32 @@ def test_a_step_that_hangs_ends_its_episode():
         Alarm.uninstall()
 
 
+def test_where_all_environments_hang_the_rest_is_given_up_and_tried_the_next_time():
+    class Slow(Walk):
+        hang = True
+
+        def step(self, action):
+            self.fault = "hangs" if Slow.hang else None
+            return super().step(action)
+
+    Alarm.install()
+    try:
+        policy = policy_for(Walk())
+        block = block_of(lambda: Slow(at=1), policy, size=4, timeout=0.2)
+        starts = [Start(task_of(i, 0), i) for i in range(40)]
+        began = time.monotonic()
+        pieces, _ = drive(policy, block.episodes(starts))
+        assert time.monotonic() - began < 4  # and not 40 time-outs
+        errors = [p.episode.error for p in pieces]
+        assert sum("StepTimeout" in e for e in errors) == 3
+        assert sum(e.startswith("given up: 3 steps or resets in a row") for e in errors) == 37
+        Slow.hang = False
+        pieces, _ = drive(policy, block.episodes(starts))
+        assert all(p.end != "error" for p in pieces)
+    finally:
+        Alarm.uninstall()
+
+
 @pytest.mark.parametrize("fault", ["outside", "nan", "shape"])
 @pytest.mark.parametrize("at", [2, 6])
 def test_an_observation_outside_its_space_is_an_error(fault, at):
