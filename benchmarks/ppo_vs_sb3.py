@@ -8,8 +8,10 @@ steps, minibatches of 256, 4 epochs. Once with the environment as MiniGrid makes
 by tables (envs/minigrid/view.py) on both sides, which is some four times as fast. Stable-Baselines3 runs in
 each of its settings (DummyVecEnv or SubprocVecEnv, one thread or two); its best counts. Rounds alternate;
 medians of the rates of single updates. Also: rlft collecting one step ahead (`max_staleness: 1`), which
-learns from data of the weights before and has no counterpart there; and how fast a runner steps with a
-random policy, against the bare environment.
+learns from data of the weights before and has no counterpart there; how fast a runner steps with a
+random policy, against the bare environment; and what the machine's second core is worth: how much more two
+processes that step the bare environment do at once than one. Where cores are two threads of one that is
+1.2, not 2, and no way to use both is faster by more than that.
 """
 
 from __future__ import annotations
@@ -63,13 +65,18 @@ def main() -> None:
     parser.add_argument(
         "--sb3", nargs=3, metavar=("VEC", "THREADS", "VIEW"), help=argparse.SUPPRESS
     )
+    parser.add_argument("--bare", metavar="VIEW", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.bare:
+        print(bare(args.bare))
+        return
     if args.sb3:
         print(json.dumps(sb3(args.sb3[0], int(args.sb3[1]), args.sb3[2], args.updates)))
         return
     for view in args.views:
         print(f"-- {view}", flush=True)
         compare(view, args.rounds, args.updates)
+        print(f"two_cores_do: {second_core(view):.2f}", flush=True)
 
 
 def compare(view: str, rounds: int, updates: int) -> None:
@@ -92,9 +99,9 @@ def compare(view: str, rounds: int, updates: int) -> None:
     best = max(rate for name, rate in medians.items() if name.startswith("sb3"))
     print(f"ratio_to_sb3: {medians[IN_TURN] / best:.2f}")
     print(f"ratio_to_sb3, one step ahead: {medians[AHEAD] / best:.2f}")
-    bare, runner = stepping(view)
-    print(f"bare environment: {bare:,.0f} steps/s on a core; runner, random policy: {runner:,.0f}")
-    print(f"share_of_bare: {runner / bare:.2f}")
+    alone, runner = stepping(view)
+    print(f"bare environment: {alone:,.0f} steps/s on a core; runner, random policy: {runner:,.0f}")
+    print(f"share_of_bare: {runner / alone:.2f}")
 
 
 def ours(name: str, changes: dict[str, Any], view: str, updates: int) -> list[float]:
@@ -145,6 +152,33 @@ def sb3(vec: str, threads: int, view: str, updates: int) -> list[float]:
     return [ENVS * STEPS / (b - a) for a, b in itertools.pairwise(marks[2:])]
 
 
+def bare(view: str, seconds: float = 3.0) -> float:
+    """Steps a second of one environment with random actions."""
+    from envs.minigrid import MiniGrid
+
+    env = MiniGrid(time_penalty=None, fast_view=VIEWS[view]).make()
+    rng, num = np.random.default_rng(0), int(env.action_space.n)
+    env.reset(seed=0)
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        _, _, terminated, truncated, _ = env.step(int(rng.integers(num)))
+        steps += 1
+        if terminated or truncated:
+            env.reset()
+    return steps / (time.perf_counter() - began)
+
+
+def second_core(view: str) -> float:
+    """What two processes of `bare` do at once, in units of what one does alone; the median of three."""
+    command = [sys.executable, __file__, "--bare", view]
+
+    def at_once(num: int) -> float:
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num)]
+        return sum(float(one.communicate()[0]) for one in running)
+
+    return statistics.median(at_once(2) / at_once(1) for _ in range(3))
+
+
 def stepping(view: str, seconds: float = 6.0) -> tuple[float, float]:
     """Steps a second on one core: the bare environment, and a runner's block, with random actions."""
     from envs.minigrid import MiniGrid
@@ -157,17 +191,6 @@ def stepping(view: str, seconds: float = 6.0) -> tuple[float, float]:
     plugin = MiniGrid(time_penalty=None, fast_view=VIEWS[view])
     env = plugin.make()
     distribution, space = distribution_of(env.action_space), env.action_space
-    rng = np.random.default_rng(0)
-
-    def bare() -> float:
-        env.reset(seed=0)
-        began, steps = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds / 2:
-            _, _, terminated, truncated, _ = env.step(int(rng.integers(space.n)))
-            steps += 1
-            if terminated or truncated:
-                env.reset()
-        return steps / (time.perf_counter() - began)
 
     def to_space(action: np.ndarray) -> np.ndarray:
         return to_env(space, action)
@@ -196,7 +219,7 @@ def stepping(view: str, seconds: float = 6.0) -> tuple[float, float]:
             steps += ENVS * STEPS
         return steps / (time.perf_counter() - began)
 
-    pairs = [(bare(), runner()) for _ in range(3)]
+    pairs = [(bare(view, seconds / 2), runner()) for _ in range(3)]
     return tuple(statistics.median(x) for x in zip(*pairs, strict=True))  # type: ignore[return-value]
 
 

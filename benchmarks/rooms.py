@@ -129,7 +129,9 @@ def judge(level: Level, folder: Path, num: int, seed: int) -> None:
     for name, start, n in (("here", "same", num), ("elsewhere", "other_room", max(1, num // 5))):
         env = MiniGrid(configurations=50, held_out_start=start, **level.env)
         tasks = [env.held_out()[i] for i in range(50)]
-        episodes = rollouts(env, model_of(folder), tasks, n, Key(seed).child("judge", name))
+        episodes = rollouts(
+            env, model_of(folder), tasks, n, Key(seed).child("judge", name), envs=100
+        )
         found[f"return_{name}"] = np.array([[e.ret for e in row] for row in episodes])
         found[f"success_{name}"] = np.array([[bool(e.success) for e in row] for row in episodes])
         rooms = [
