@@ -236,8 +236,8 @@ class Acting:
             self._records.sample(row)
         whole = [*groups, *vines]
         if vines:
-            self.row["vines/errors"] = error_share(episodes_of(vines))
-            self.row["reward/errors"] = error_share(episodes_of(whole))
+            self.row["vines/errors"] = error_share(vines)
+            self.row["reward/errors"] = error_share(whole)
         self._stop_if_too_many_failed(whole)
         return groups
 
@@ -247,7 +247,7 @@ class Acting:
             return
         failed = [e for e in episodes_of(groups) if e.end == "error"]
         raise EpisodesFailed(
-            f"step {self.step + 1}: {share:.0%} of the episodes that ended failed, more than "
+            f"step {self.step + 1}: {share:.0%} of the episodes failed, more than "
             f"rewards.max_error_share={limit:g}. The first, with seed {failed[0].seed}:\n{failed[0].error}"
         )
 

@@ -19,9 +19,12 @@ def episodes_of(groups: Sequence[Group]) -> list[Episode]:
     return [m.episode for m in members if m.episode is not None]
 
 
-def error_share(episodes: Sequence[Episode]) -> float:
-    """The share of these episodes that failed."""
-    return sum(e.end == "error" for e in episodes) / max(1, len(episodes))
+def error_share(groups: Sequence[Group]) -> float:
+    """The share of the strips in these groups at whose end the environment failed. One that was cut on its
+    way did not: where episodes are longer than what a step collects, few end in it."""
+    members, _ = members_of(groups)
+    failed = sum(m.episode is not None and m.episode.end == "error" for m in members)
+    return failed / max(1, len(members))
 
 
 def acted(groups: Sequence[Group]) -> dict[str, float]:
@@ -38,7 +41,7 @@ def acted(groups: Sequence[Group]) -> dict[str, float]:
         "tokens/prompt": 0.0,
         "tokens/completion": steps,
         "episode/count": float(len(ended)),
-        "reward/errors": error_share(ended),
+        "reward/errors": error_share(groups),
     }
     if whole:
         returns = np.array([e.ret for e in whole])

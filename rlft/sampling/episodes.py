@@ -117,7 +117,7 @@ class Block:
         key: of this stretch's noise; task_of: (environment, number of its episode) -> configuration.
         """
         yield from ()
-        self._patience.late = 0
+        self._patience.renew()
         episodes = self._resume(rest, task_of)
         rng = np.random.default_rng(key.seed())
         noise = self.choice.noise(rng, steps * self.size)
@@ -149,7 +149,8 @@ class Block:
                 worth = None if value is None else float(value[slot])
                 if self._is_over(episode):
                     worth = 0.0
-                cut = _Cut(slot, firsts[slot], upto, worth, self._shown(slot), episode)
+                after = record.seen(t, slot) if failed else self._shown(slot)
+                cut = _Cut(slot, firsts[slot], upto, worth, after, episode)
                 cuts.append(replace(cut, continues=under_way[slot], failed=failed))
                 firsts[slot], under_way[slot] = t + 1, False
                 episodes[slot] += 1
@@ -228,7 +229,7 @@ class Block:
         are done. keep_states: also each episode's recurrent states `[T, H]`; record: False leaves the
         strips empty, and no critic apart is asked, where only how the episodes went is of interest."""
         yield from ()
-        self._patience.late = 0
+        self._patience.renew()
         self._held = None
         pieces: list[Piece | None] = [None] * len(starts)
         states: list[np.ndarray | None] = [None] * len(starts)
@@ -276,15 +277,19 @@ class Block:
                 line = records[slot]
                 assert line is not None
                 episode = self._ended(slot, bool(terminated[slot]))
-                after = self._shown(slot)
+                failed = episode.end == "error"
+                # What a failed step shows is nothing to go by: it counts as not taken.
+                after = line.seen() if failed else self._shown(slot)
                 bootstrap = 0.0 if value is None else float(value[slot])
+                if failed:
+                    bootstrap = line.worth()
                 if acted.value is None and record:
                     judged = yield line.judged(after)
                     line.valued(judged[:-1])
                     bootstrap = float(judged[-1])
                 if self._is_over(episode):
                     bootstrap = 0.0
-                strip = line.strip(bootstrap, after, self.choice, failed=episode.end == "error")
+                strip = line.strip(bootstrap, after, self.choice, failed=failed)
                 pieces[line.index] = Piece(strip, line.index, episode.end, episode)
                 states[line.index] = line.states() if keep_states else None
                 next_for(slot)

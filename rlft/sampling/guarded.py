@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,25 +22,54 @@ from rlft.sampling.snapshot import Course, How, Snapshot, copied_actions, restor
 from rlft.sampling.within import blank, within
 
 
-class StepTimeout(Exception):
-    """A step or reset took longer than `runner.step_timeout`."""
+class StepTimeout(BaseException):
+    """A step or reset took longer than `runner.step_timeout`. No Exception: an environment that goes on
+    after any of those must not go on after this one."""
+
+
+_FAULTS = (Exception, StepTimeout, SystemExit)
+"""What an environment may raise; a KeyboardInterrupt is the user's."""
 
 
 class NotTried(Exception):
-    """An episode that was given up, because environments beside it hung one after the other."""
+    """An episode that was given up, because those before it hung."""
 
 
 @dataclass(slots=True)
 class Patience:
-    """Of the environments of a block together: where all of them hang, so many time-outs would be waited
-    for that a run seems to hang itself. late: steps and resets that took too long since one did not."""
+    """Of the environments of a block together, for one request: where every episode hangs, so many
+    time-outs would be waited for that a run seems to hang itself. Three of one configuration are enough to
+    give that one up, and three configurations in a row, with no step in between, to give up all.
 
-    late: int = 0
+    hung: time-outs of each configuration, by its seed; row: the configurations that hung since a step
+    came to its end."""
+
     most: int = 3
+    hung: Counter[int] = field(default_factory=Counter)
+    row: set[int] = field(default_factory=set)
 
-    @property
-    def lost(self) -> bool:
-        return self.late >= self.most
+    def renew(self) -> None:
+        """Before a request."""
+        self.hung.clear()
+        self.row.clear()
+
+    def late(self, seed: int) -> None:
+        """Counts a time-out of this configuration."""
+        self.hung[seed] += 1
+        self.row.add(seed)
+
+    def require(self, seed: int) -> None:
+        """Raises NotTried if nothing more is to be asked of this configuration."""
+        if len(self.row) >= self.most:
+            raise NotTried(
+                f"given up: steps or resets of {len(self.row)} configurations in a row took longer than "
+                f"runner.step_timeout"
+            )
+        if self.hung[seed] >= self.most:
+            raise NotTried(
+                f"given up: {self.hung[seed]} episodes of this configuration, with seed {seed}, had a step "
+                f"or reset that took longer than runner.step_timeout"
+            )
 
 
 @dataclass(slots=True)
@@ -95,6 +125,7 @@ class Guarded(gymnasium.Wrapper):
         self._next: Running | Point | None = None
         self._within = within(self.observation_space)
         self._last: Any = blank(self.observation_space)
+        self._remake = False
 
     def begin(self, at: Running | Point | None) -> None:
         """Says what the next `reset` begins; None: nothing, the environment idles."""
@@ -108,7 +139,10 @@ class Guarded(gymnasium.Wrapper):
             return self._last, {}
         episode = self.running = start.begun() if isinstance(start, Point) else start
         try:
-            self._require_patience()
+            if self._patience.hung:
+                self._patience.require(episode.seed)
+            if self._remake:
+                self._made_again()
             with self._alarm:
                 if isinstance(start, Point):
                     self._last, info = restore(self.env, start.snapshot)
@@ -120,10 +154,9 @@ class Guarded(gymnasium.Wrapper):
             if not isinstance(start, Point):  # which was noted when it was reached
                 self._note(info)
             self._info = info
-            self._patience.late = 0
         except UserError:
             raise  # a point that cannot be returned to is no fault of the environment's
-        except Exception as error:
+        except _FAULTS as error:
             self._failed(error)
         return self._last, {}
 
@@ -140,8 +173,8 @@ class Guarded(gymnasium.Wrapper):
             episode.over = True
             return self._last, 0.0, False, True
         try:
-            if self._patience.late:
-                self._require_patience()
+            if self._patience.row:
+                self._patience.require(episode.seed)
             self._last, reward, terminated, truncated, info = self.env.step(action)
             reward = float(reward)
             if not math.isfinite(reward):
@@ -149,23 +182,24 @@ class Guarded(gymnasium.Wrapper):
             self._require_within_space("step")
             if self._names:
                 self._note(info)
-        except Exception as error:
+            success = bool(info["success"]) if "success" in info else episode.success
+            facts = dict(info["facts"]) if "facts" in info else episode.facts
+            terminated, truncated = bool(terminated), bool(truncated)
+        except _FAULTS as error:
             self._alarm.stop()
             self._failed(error)
             episode.over = True
             return self._last, 0.0, False, True
         self._info = info
-        self._patience.late = 0
+        if self._patience.row:
+            self._patience.row.clear()
         if self._how == "replay":
             episode.actions.append(action)
         episode.ret += reward
         episode.length += 1
-        if "success" in info:
-            episode.success = bool(info["success"])
-        if "facts" in info:
-            episode.facts = dict(info["facts"])
-        episode.over = bool(terminated or truncated)
-        return self._last, reward, bool(terminated), bool(truncated)
+        episode.success, episode.facts = success, facts
+        episode.over = terminated or truncated
+        return self._last, reward, terminated, truncated
 
     def point(self) -> Point:
         """Where the episode is now. Raises ConfigError: it has ended, or there is no going back."""
@@ -199,28 +233,29 @@ class Guarded(gymnasium.Wrapper):
                 f"{str(self._last)[:200]}"
             )
 
-    def _require_patience(self) -> None:
-        if self._patience.lost:
-            raise NotTried(
-                f"given up: {self._patience.late} steps or resets in a row, of this environment and those "
-                f"beside it, took longer than runner.step_timeout"
-            )
-
-    def _failed(self, error: Exception) -> None:
-        """The episode ends as an error, and the environment is made again."""
+    def _failed(self, error: BaseException) -> None:
+        """The episode ends as an error, and the environment is made again before the next."""
         assert self.running is not None
         if isinstance(error, NotTried):
             self.running.error = str(error)
             return
-        self._patience.late += isinstance(error, StepTimeout)
+        if isinstance(error, StepTimeout):
+            self._patience.late(self.running.seed)
         self.running.error = "".join(traceback.format_exception(error)).strip()
         try:
-            self.env.close()
-        except Exception as again:
+            with self._alarm:
+                self.env.close()
+        except _FAULTS as again:
             self.running.error += f"\nand close: {again!r}"
-        self.env = self._make()
+        self._remake = True
         if not self._within(self._last):
             self._last = blank(self.observation_space)
+
+    def _made_again(self) -> None:
+        """In place of one that failed. Raises what making raises; then it is tried again."""
+        with self._alarm:
+            self.env = self._make()
+        self._remake = False
 
 
 def copied(episode: Running) -> Running:

@@ -109,6 +109,9 @@ class Record:
         """Takes the log-probs of all steps at once, for the strips that are made afterwards."""
         self._arrays["logp"] = choice.logp(self._arrays["params"], self._arrays["action"])
 
+    def seen(self, t: int, slot: int) -> dict[str, np.ndarray]:
+        return {name: x[t, slot].copy() for name, x in self._obs.items()}
+
     def value(self, t: int, slot: int) -> float:
         return float(self._arrays["value"][t, slot])
 
@@ -160,6 +163,14 @@ class Line:
             (action, params, v, reward)
             for (action, params, _, reward), v in zip(self._acts, value.tolist(), strict=True)
         ]
+
+    def seen(self) -> dict[str, np.ndarray]:
+        """What the last action was taken on."""
+        return self._obs[-1]
+
+    def worth(self) -> float:
+        """The value of that."""
+        return float(self._acts[-1][2])
 
     def noise(self, choice: Choice) -> np.ndarray:
         """The noise of the next action; drawn for many at once."""

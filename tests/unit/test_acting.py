@@ -444,30 +444,122 @@ def test_a_step_that_hangs_ends_its_episode():
         Alarm.uninstall()
 
 
-def test_where_all_environments_hang_the_rest_is_given_up_and_tried_the_next_time():
-    class Slow(Walk):
-        hang = True
+@pytest.fixture
+def alarm():
+    Alarm.install()
+    yield
+    Alarm.uninstall()
 
+
+class Slow(Walk):
+    """Whose first step hangs where `places` says: at all of them, or where an episode begins there."""
+
+    places: tuple = (0,)
+
+    def step(self, action):
+        if self.steps == 0 and self.place in Slow.places:
+            time.sleep(30)
+        return super().step(action)
+
+
+def timed_out(pieces):
+    return sum("StepTimeout" in p.episode.error for p in pieces)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_where_all_environments_hang_the_rest_is_given_up_and_tried_the_next_time(
+    alarm, monkeypatch, size
+):
+    policy = policy_for(Walk())
+    block = block_of(Slow, policy, size=size, timeout=0.1)
+    starts = [Start(task_of(i, 0), i) for i in range(40)]
+    pieces, _ = drive(policy, block.episodes(starts))
+    assert [p.end for p in pieces] == ["error"] * 40
+    assert timed_out(pieces) == 3  # and not 40
+    given_up = "given up: steps or resets of 3 configurations in a row"
+    assert sum(p.episode.error.startswith(given_up) for p in pieces) == 37
+    monkeypatch.setattr(Slow, "places", ())
+    pieces, _ = drive(policy, block.episodes(starts))
+    assert all(p.end != "error" for p in pieces)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_configuration_that_hangs_costs_no_other_one_an_episode(alarm, monkeypatch, size):
+    monkeypatch.setattr(Slow, "places", (3,))
+    policy = policy_for(Walk())
+    block = block_of(Slow, policy, size=size, timeout=0.1)
+    tasks = [Task("", "", info={"seed": i, "options": {"place": 3 * (i == 2)}}) for i in range(5)]
+    pieces, _ = drive(
+        policy, block.episodes([Start(t, i) for i, t in enumerate(tasks * 1) for _ in range(8)])
+    )
+    assert [p.end == "error" for p in pieces] == [i == 2 for i in range(5) for _ in range(8)]
+    assert timed_out(pieces) == 3
+    assert "given up: 3 episodes of this configuration, with seed 2" in pieces[23].episode.error
+
+
+def test_a_step_may_take_its_time_whatever_those_beside_it_take(alarm):
+    class Leisurely(Walk):
         def step(self, action):
-            self.fault = "hangs" if Slow.hang else None
+            time.sleep(0.1)
             return super().step(action)
 
-    Alarm.install()
-    try:
-        policy = policy_for(Walk())
-        block = block_of(lambda: Slow(at=1), policy, size=4, timeout=0.2)
-        starts = [Start(task_of(i, 0), i) for i in range(40)]
-        began = time.monotonic()
-        pieces, _ = drive(policy, block.episodes(starts))
-        assert time.monotonic() - began < 4  # and not 40 time-outs
-        errors = [p.episode.error for p in pieces]
-        assert sum("StepTimeout" in e for e in errors) == 3
-        assert sum(e.startswith("given up: 3 steps or resets in a row") for e in errors) == 37
-        Slow.hang = False
-        pieces, _ = drive(policy, block.episodes(starts))
-        assert all(p.end != "error" for p in pieces)
-    finally:
-        Alarm.uninstall()
+    policy = policy_for(Walk())
+    block = block_of(lambda: Leisurely(limit=2), policy, size=8, timeout=0.5)  # 0.8 s a round
+    pieces, _ = drive(policy, block.episodes([Start(task_of(i, 0), i) for i in range(8)]))
+    assert {p.end for p in pieces} == {"truncated"}
+
+
+def test_an_environment_that_catches_every_exception_is_ended_all_the_same(alarm):
+    class Stubborn(Walk):
+        def step(self, action):
+            for _ in range(30):
+                try:
+                    time.sleep(1)
+                except Exception:
+                    continue
+            return super().step(action)
+
+    policy = policy_for(Walk())
+    block = block_of(Stubborn, policy, size=1, timeout=0.1)
+    [piece], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
+    assert "StepTimeout" in piece.episode.error
+
+
+@pytest.mark.parametrize(
+    "fault", ["no info", "array", "facts", "exit", "close", "slow close", "make"]
+)
+def test_whatever_an_environment_does_wrong_is_an_episode_that_failed(alarm, fault):
+    made = []
+
+    class Wrong(Walk):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+            if fault == "make" and len(made) == 3:
+                raise RuntimeError("no more of them")
+
+        def step(self, action):
+            *rest, info = super().step(action)
+            if self is not made[1]:
+                return *rest, info
+            if fault == "exit":
+                raise SystemExit(3)
+            if fault in ("close", "slow close", "make"):
+                raise RuntimeError("the floor gave way")
+            wrong = {"no info": None, "array": {"success": np.ones(2)}, "facts": {"facts": 3}}
+            return *rest, wrong[fault] if fault == "no info" else {**info, **wrong[fault]}
+
+        def close(self):
+            if fault == "close" and self is made[1]:
+                raise OSError("stuck")
+            if fault == "slow close" and self is made[1]:
+                time.sleep(30)
+
+    policy = policy_for(Walk())
+    block = block_of(Wrong, policy, size=1, timeout=0.2)
+    pieces, _ = drive(policy, block.episodes([Start(task_of(i, 0), i) for i in range(4)]))
+    failed = [p.end == "error" for p in pieces]
+    assert failed == [True, fault == "make", False, False]
 
 
 @pytest.mark.parametrize("fault", ["outside", "nan", "shape"])
@@ -479,6 +571,29 @@ def test_an_observation_outside_its_space_is_an_error(fault, at):
     assert "lies outside its space" in pieces[0].episode.error
     assert len(pieces[0].strip.reward) == at - 1
     assert np.isfinite(pieces[0].strip.after["observation"]).all()
+
+
+@pytest.mark.parametrize("fault", ["outside", "nan", "raises"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("segments", [True, False])
+def test_what_would_have_come_is_judged_by_what_was_seen_before_the_step_that_failed(
+    fault, shared, segments
+):
+    policy = policy_for(Walk(), MLP((8,), shared=shared))
+    block = block_of(lambda: Walk(fault=fault, at=4, length=20, limit=9), policy, size=2)
+    if segments:
+        pieces, _ = drive(policy, block.segments(None, 6, Key(0), task_of))
+    else:
+        pieces, _ = drive(policy, block.episodes([Start(task_of(i, 0), i) for i in range(2)]))
+    failed = [p.strip for p in pieces if p.end == "error"]
+    assert len(failed) == 2
+    for strip in failed:
+        assert strip.after["observation"][1] == 3  # three steps were taken
+        shown = torch.from_numpy(strip.after["observation"])[None]
+        with torch.inference_mode():
+            value = policy.act({"observation": shown}, None)[1]
+        assert strip.bootstrap == pytest.approx(float(value), abs=1e-6)
+        assert len(strip.reward) == 3
 
 
 def test_a_first_reset_that_fails_is_an_episode_that_failed():
