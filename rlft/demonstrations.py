@@ -133,7 +133,7 @@ def _checked(
     else:
         observations = _fitting(given, observation_space, f"{where}: observations")
     rewards = fields.get("rewards")
-    rewards = np.zeros(length) if rewards is None else np.asarray(rewards)
+    rewards = np.zeros(length) if rewards is None else _numbers(rewards, f"{where}: rewards")
     parts = observations.values() if isinstance(observations, dict) else [observations]
     if any(len(part) != length for part in (*parts, rewards)):
         raise DataError(
@@ -141,6 +141,8 @@ def _checked(
             f"expected one observation before each action, and one reward after it"
         )
     seed = fields.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise DataError(f"{where}: seed is {seed!r:.80}, expected a whole number, or none")
     return Demonstration(
         observations,
         actions,
@@ -148,6 +150,16 @@ def _checked(
         None if seed is None or seed < 0 else int(seed),
         bool(fields.get("terminated", True)),
     )
+
+
+def _numbers(values: Any, where: str) -> np.ndarray:
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where} are {values!r:.80}, expected one number a step") from error
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise DataError(f"{where} are {values!r:.80}, expected one finite number a step")
+    return array
 
 
 def _fitting(values: Any, space: spaces.Space, where: str) -> np.ndarray:
@@ -162,6 +174,8 @@ def _fitting(values: Any, space: spaces.Space, where: str) -> np.ndarray:
             f"{where} have dtype {array.dtype} and shape {list(array.shape)}, expected numbers of shape "
             f"[T{''.join(f', {n}' for n in shape)}] for the space {space!r:.80}"
         )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{where} hold {array[~np.isfinite(array)][0]}, expected finite numbers")
     low, high = _bounds(space)
     if not (np.all(array >= low) and np.all(array <= high)):
         raise DataError(

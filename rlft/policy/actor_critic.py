@@ -84,7 +84,7 @@ class Encoder(nn.Module):
                 wanted = normalise and part.kind == "numbers"
                 piece = Normaliser(part.size) if wanted else nn.Identity()
                 joined += part.size
-            self.pieces[part.name] = piece
+            self.pieces[_module_name(part.name)] = piece
         layers: list[nn.Module] = []
         for size in (*hidden, width) if width else hidden:
             layers += [_layer(joined, size, 2**0.5), _ACTIVATIONS[activation]()]
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         found = []
         for part in self.parts:
             x = obs[part.name]
-            piece = self.pieces[part.name]
+            piece = self.pieces[_module_name(part.name)]
             if (part.kind == "image" and isinstance(piece, _Convolutions)) or part.kind == "words":
                 found.append(piece(x))
             else:
@@ -104,9 +104,15 @@ class Encoder(nn.Module):
 
     def take_in(self, obs: Obs) -> None:
         for part in self.parts:
-            piece = self.pieces[part.name]
+            piece = self.pieces[_module_name(part.name)]
             if isinstance(piece, Normaliser):
                 piece.take_in(part.flat(obs[part.name]))
+
+
+def _module_name(part: str) -> str:
+    """What torch lets a module be called: not a dot, not nothing, not what every ModuleDict has."""
+    name = part.replace(".", "·")
+    return f"·{name}" if not name or hasattr(nn.ModuleDict, name) else name
 
 
 class _Words(nn.Module):
@@ -133,10 +139,13 @@ class _Convolutions(nn.Module):
     def __init__(self, part: Part, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.part = part
-        small = min(part.shape[:2]) < 36
+        sides, before = part.shape[:2], part.shape[2]
+        if part.channels_first:
+            sides, before = part.shape[1:], part.shape[0]
+        frames = before
+        small = min(sides) < 36
         plans = [(3, 1)] * len(channels) if small else [(8, 4), (4, 2), *[(3, 1)] * len(channels)]
         layers: list[nn.Module] = []
-        before = part.shape[2]
         for size, (kernel, stride) in zip(channels, plans, strict=False):
             layers += [
                 nn.Conv2d(before, size, kernel, stride, padding=1 if small else 0),
@@ -145,10 +154,11 @@ class _Convolutions(nn.Module):
             before = size
         self.net = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
-            self.width = self.net(torch.zeros(1, part.shape[2], *part.shape[:2])).shape[1]
+            self.width = self.net(torch.zeros(1, frames, *sides)).shape[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(self.part.scaled(x).movedim(-1, 1))
+        x = self.part.scaled(x)
+        return self.net(x if self.part.channels_first else x.movedim(-1, 1))
 
 
 class ActorCritic(nn.Module):

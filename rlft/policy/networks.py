@@ -23,7 +23,7 @@ class MLP:
     """Observations flat, fully connected layers. shared: one trunk for policy and value; normalise:
     numbers by their running mean and deviation; log_std: where a Gaussian's deviations start."""
 
-    hidden: tuple[Size, ...] = (64, 64)
+    hidden: Annotated[tuple[Size, ...], Field(min_length=1)] = (64, 64)
     activation: Activation = "tanh"
     shared: bool = False
     normalise: bool = False

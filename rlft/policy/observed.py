@@ -18,15 +18,16 @@ WHOLE = "observation"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One array of an observation. kind: an image `[H, W, C]` of bytes; words, whole numbers below
-    `high` with 0 for none; one of `high` choices a place; or numbers. shape: without batch; divisor: what
-    an image's bytes are divided by."""
+    """One array of an observation. kind: an image `[H, W, C]` of bytes (`channels_first`: `[C, H, W]`);
+    words, whole numbers below `high` with 0 for none; one of `high` choices a place; or numbers. shape:
+    without batch; divisor: what bytes are divided by."""
 
     name: str
     kind: Literal["image", "words", "choices", "numbers"]
     shape: tuple[int, ...]
     high: int = 0
     divisor: float = 1.0
+    channels_first: bool = False
 
     @property
     def size(self) -> int:
@@ -55,10 +56,9 @@ def parts_of(space: spaces.Space) -> tuple[Part, ...]:
 def _part(name: str, space: spaces.Space) -> Part:
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8:
-            # Cells of a grid world are small codes, pixels go to 255.
-            high = float(space.high.max())
             kind = "image" if len(space.shape) == 3 else "numbers"
-            return Part(name, kind, space.shape, divisor=_scale(high, space.shape))  # type: ignore[arg-type]
+            divisor, first = _divisor(space), _channels_first(space.shape)
+            return Part(name, kind, space.shape, divisor=divisor, channels_first=first)  # type: ignore[arg-type]
         return Part(name, "numbers", space.shape or (1,))
     if isinstance(space, spaces.Discrete):
         return Part(name, "choices", (1,), int(space.n))
@@ -76,8 +76,23 @@ def _part(name: str, space: spaces.Space) -> Part:
     )
 
 
-def _scale(high: float, shape: tuple[int, ...]) -> float:
-    return 255.0 if len(shape) == 3 and min(shape[:2]) >= 36 else 10.0
+_SMALLEST_PICTURE = 32
+
+
+def _divisor(space: spaces.Box) -> float:
+    """The highest value, if the space says it. MiniGrid's own images, codes up to 10 of few cells, are
+    declared as bytes up to 255, as pixels are: an image that is smaller than any picture counts as such."""
+    high = float(space.high.max())
+    if high < 255:
+        return max(high, 1.0)
+    grid = len(space.shape) == 3 and sorted(space.shape)[1] < _SMALLEST_PICTURE
+    return 10.0 if grid else 255.0
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an image is `[C, H, W]`, as frames that Gymnasium stacks are: few on the first axis, many on
+    the others."""
+    return len(shape) == 3 and min(shape[1:]) >= 3 * shape[0]
 
 
 def as_arrays(observation: Any) -> dict[str, np.ndarray]:

@@ -68,9 +68,10 @@ def take(env: gymnasium.Env, course: Course, how: How = "copy") -> Snapshot:
     """
     name = _name(env)
     if course.ended:
+        after = f" after {len(course.actions)} actions" if len(course.actions) else ""
         raise ConfigError(
-            f"{name}: a snapshot was asked of an episode that has ended after {len(course.actions)} "
-            f"actions; expected one under way. Take it before the last action"
+            f"{name}: a snapshot was asked of an episode that has ended{after}; expected one under way. "
+            f"Take it before the last action"
         )
     if how == "none":
         raise ConfigError(

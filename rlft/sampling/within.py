@@ -63,7 +63,7 @@ def _multi_discrete(space: spaces.MultiDiscrete) -> Check:
 
 def _box(space: spaces.Box) -> Check:
     shape, dtype = space.shape, space.dtype
-    if not shape or not space.low.size:
+    if not shape or not space.low.size or dtype is None or dtype.kind == "b":
         return space.contains
     low, high = space.low.flat[0], space.high.flat[0]
     uniform = bool((space.low == low).all() and (space.high == high).all())

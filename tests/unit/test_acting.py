@@ -12,6 +12,7 @@ from rlft.errors import ConfigError
 from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors
 from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
 from rlft.policy.networks import CNN, CNNGRU, MLP
+from rlft.policy.observed import parts_of
 from rlft.sampling.episodes import Block, Start, trace_of
 from rlft.sampling.guarded import Alarm
 from rlft.sampling.strips import Acted
@@ -162,6 +163,48 @@ def test_actions_reach_the_environment_in_its_own_terms():
     assert to_env(spaces.Discrete(3, start=5), np.array([[2.0]], np.float32)).tolist() == [7]
     box = spaces.Box(-1, 1, (2,), np.float32)
     assert to_env(box, np.array([[3.0, -0.5]], np.float32)).tolist() == [[1.0, -0.5]]
+
+
+IMAGES = {  # shape, highest: divisor, channels, whether they are first
+    "MiniGrid's view": ((7, 7, 3), 255, 10, 3, False),
+    "its codes as they are": ((7, 7, 3), 10, 10, 3, False),
+    "a grid of bits": ((10, 10, 4), 1, 1, 4, False),
+    "a large grid": ((40, 40, 3), 10, 10, 3, False),
+    "Atari, stacked": ((4, 84, 84), 255, 255, 4, True),
+    "pixels": ((64, 64, 3), 255, 255, 3, False),
+    "small pixels": ((32, 32, 3), 255, 255, 3, False),
+    "one frame": ((1, 84, 84), 255, 255, 1, True),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_images_are_read_by_their_channels_and_brought_to_one(image):
+    shape, high, divisor, channels, first = IMAGES[image]
+    space = spaces.Box(0, high, shape, np.uint8)
+    [part] = parts_of(space)
+    assert (part.kind, part.divisor, part.channels_first) == ("image", divisor, first)
+    policy = CNN(channels=(4, 4, 4), width=8)(space, spaces.Discrete(2))
+    first_layer = policy.policy_encoder.pieces["observation"].net[0]
+    assert first_layer.in_channels == channels
+    x = torch.from_numpy(np.stack([space.sample(), space.sample()]))
+    params, _, _ = policy.act({"observation": x}, None)
+    assert params.shape == (2, 2)
+
+
+def test_a_vector_of_bytes_is_brought_to_one():
+    [part] = parts_of(spaces.Box(0, 255, (128,), np.uint8))
+    assert part.scaled(torch.full((1, 128), 255, dtype=torch.uint8)).max() == 1
+
+
+def test_entries_of_an_observation_may_be_called_what_they_like():
+    names = ["type", "values", "items", "float", "a.b", "a_b", "keys", "image"]
+    space = spaces.Dict({n: spaces.Box(-1, 1, (2,), np.float32) for n in names})
+    policy = MLP((4,), normalise=True)(space, spaces.Discrete(2))
+    obs = {n: torch.ones(1, 2) * i for i, n in enumerate(names)}
+    policy.take_in(obs)
+    assert policy.act(obs, None)[0].shape == (1, 2)
+    means = [x for n, x in policy.policy_encoder.state_dict().items() if n.endswith("mean")]
+    assert sorted(float(m[0]) for m in means) == list(range(len(names)))
 
 
 MEMORIES = {

@@ -111,6 +111,23 @@ def test_actions_of_every_kind(tmp_path):
             "1 observations|2 rewards",
         ),
         ('{"observations": {"image": [[1,2,3]]}, "actions": [0]}', "expected numbers"),
+        (
+            '{"observations": [[1,2,3]], "actions": [0], "rewards": [NaN]}',
+            "expected one finite number a step",
+        ),
+        (
+            '{"observations": [[1,2,3]], "actions": [0], "rewards": ["much"]}',
+            "expected one number a step",
+        ),
+        (
+            '{"observations": [[1,2,3]], "actions": [0], "rewards": 1}',
+            "expected one finite number a step",
+        ),
+        (
+            '{"observations": [[1,2,3]], "actions": [0], "seed": "seven"}',
+            "seed is 'seven', expected a whole number",
+        ),
+        ('{"observations": [[1,2,Infinity]], "actions": [0]}', "hold inf, expected finite"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, text, said):
