@@ -6,7 +6,8 @@ steps of its vines; every other step has GAE. So an episode that fails in a new 
 than one more success on the way that all take, and a pretrained policy keeps its ways of solving things.
 
 Where sources disagree: sets that share a vine add up; the baseline is the mean of all sets (`loo`: of
-the others); the vines' own actions are credited, not the seed's; the critic's target is GAE's everywhere.
+the others); the vines' own actions are credited, not the seed's; the critic's target is GAE's everywhere;
+returns in scores are not discounted, whatever `gamma`.
 With `rollout_states: 0` it is `control_ppo` with `unit: episode`, bit for bit. Left out: training on
 seeds alone with set advantages.
 """
@@ -22,11 +23,11 @@ from pydantic import Field
 
 from rlft import registry
 from rlft.algo import Algo
-from rlft.config import Natural, Positive
+from rlft.config import Config, Natural, Positive
 from rlft.credit.decision import GAE
 from rlft.credit.overlay import Overlay
 from rlft.credit.sets import normalised, polychromic
-from rlft.diversity import VINE_START
+from rlft.diversity import VINE_START, require_traces
 from rlft.errors import ConfigError
 from rlft.losses.acting import acting_terms
 from rlft.losses.surrogate import ClippedSurrogate
@@ -86,6 +87,18 @@ class Polychromic(Algo):
             entropy_coef=self.entropy_coef,
             kl_coef=self.kl_coef,
         )
+
+    def suits(self, cfg: Config) -> list[str]:
+        env = registry.build("env", cfg.env)
+        if not self.rollout_states:
+            return []
+        if getattr(env, "snapshots", "copy") == "none":
+            raise ConfigError(
+                "vines begin in the middle of an episode, but env.snapshots is none: it cannot be put "
+                "back there; set it to copy or replay, or algo.rollout_states to 0"
+            )
+        require_traces(registry.build("diversity", self.diversity), getattr(env, "traces", ()))
+        return []
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
         found = await run.vines(

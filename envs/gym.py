@@ -87,6 +87,7 @@ class Gym:
         env = self._bare(gym)
         for spec in self.wrappers:
             env = self._wrapped(env, spec)
+        _refuse_running_numbers(env, gym, self.id)
         if self.observation == "flat":
             if not env.observation_space.is_np_flattenable:
                 raise ConfigError(
@@ -152,6 +153,25 @@ class Gym:
                 f"env {self.id}: wrapper {name} with {keys} cannot be put around "
                 f"{env.observation_space!r:.80}: {_told(error)}"
             ) from error
+
+
+def _refuse_running_numbers(env: gymnasium.Env, gym: Any, name: str) -> None:
+    """Raises ConfigError for wrappers that learn from one episode how to show the next: what an episode is
+    like would depend on who played what before, and not even an evaluation could be repeated."""
+    instead = {
+        gym.wrappers.NormalizeObservation: "set `normalise: true` of the network (model.build)",
+        gym.wrappers.NormalizeReward: "set `normalise_returns: true` there, or algo.reward_clip",
+    }
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        for wrapper, advice in instead.items():
+            if isinstance(layer, wrapper):
+                raise ConfigError(
+                    f"env {name}: the wrapper {wrapper.__name__} keeps running numbers in each copy of the "
+                    f"environment, so that an episode depends on those played before it; {advice}, which "
+                    f"travels with the weights"
+                )
+        layer = layer.env
 
 
 def _told(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -27,7 +28,7 @@ def polychromic(
     """Advantage float64 `[N]` of each of N episodes from one state, NaN for one in no set; and the scores
     `[M]` of the sets.
 
-    M sets of `size` episodes are drawn without repeating an episode in a set. A set scores
+    M different sets of `size` episodes are drawn, or all there are, if those are no more. A set scores
     `mean(return) x diversity`; an episode's advantage is the sum, over the sets it is in, of how far each
     is above the baseline: the mean of all M scores, or of the others (`loo`, unbiased for independent
     sets).
@@ -42,17 +43,28 @@ def polychromic(
             f"{len(returned)} episodes from a state have no set of {size}; lower algo.set_size or raise "
             f"algo.vines"
         )
-    chosen = [rng.permutation(len(returned))[:size] for _ in range(sets)]
+    chosen = _drawn(rng, len(returned), size, sets)
     score = np.array(
         [returned[g].mean() * diversity_of(diversity, [traces[i] for i in g]) for g in chosen]
     )
-    base = np.full(sets, score.mean())
-    if baseline == "loo" and sets > 1:
-        base = (score.sum() - score) / (sets - 1)
+    base = np.full(len(score), score.mean())
+    if baseline == "loo" and len(score) > 1:
+        base = (score.sum() - score) / (len(score) - 1)
     adv = np.full(len(returned), np.nan)
     for g, above in zip(chosen, score - base, strict=True):
         adv[g] = np.nan_to_num(adv[g]) + above
     return adv, score
+
+
+def _drawn(rng: np.random.Generator, num: int, size: int, sets: int) -> list[np.ndarray]:
+    """Different sets of `size` of `num` members."""
+    if math.comb(num, size) <= sets:
+        return [np.array(one) for one in itertools.combinations(range(num), size)]
+    found: dict[tuple[int, ...], np.ndarray] = {}
+    while len(found) < sets:
+        one = rng.permutation(num)[:size]
+        found.setdefault(tuple(sorted(one.tolist())), one)
+    return list(found.values())
 
 
 def _in_range(returned: np.ndarray) -> np.ndarray:

@@ -7,7 +7,13 @@ before can be told apart. See docs/write-a-diversity-function.md.
 """
 
 from rlft.diversity.distinct import distinct_share, rooms, states
-from rlft.diversity.measure import VINE_START, Diversity, Traces, diversity_of
+from rlft.diversity.measure import (
+    VINE_START,
+    Diversity,
+    Traces,
+    diversity_of,
+    require_traces,
+)
 from rlft.diversity.vendi import vendi, vendi_score
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     "Traces",
     "distinct_share",
     "diversity_of",
+    "require_traces",
     "rooms",
     "states",
     "vendi",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -33,18 +34,28 @@ def diversity_of(fn: Diversity, traces: Sequence[Traces]) -> float:
     return number
 
 
+def require_traces(fn: Diversity, names: Sequence[str]) -> None:
+    """Raises ConfigError if `fn` has a key `trace` that is none of `names`, what an environment records."""
+    key = inspect.signature(fn).parameters.get("trace")
+    if key is not None and isinstance(key.default, str) and key.default not in names:
+        raise _not_recorded(key.default, names)
+
+
+def _not_recorded(name: str, known: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"diversity reads the trace {name!r}, which the environment does not record."
+        f"{did_you_mean(name, known)} It records: {', '.join(known) or 'none'}; choose one by the "
+        f"function's key `trace`"
+    )
+
+
 def trace_of(episode: Traces, name: str, since_vine: bool) -> np.ndarray:
     """Int `[T + 1, d]` of trace `name`; since_vine: only from the rollout state on, if there is one.
 
     Raises ConfigError for a trace that the environment does not record, or that is not whole numbers.
     """
     if name not in episode:
-        known = sorted(episode.keys() - {VINE_START})
-        raise ConfigError(
-            f"diversity reads the trace {name!r}, which the environment does not record."
-            f"{did_you_mean(name, known)} It records: {', '.join(known) or 'none'}; choose one by the "
-            f"function's key `trace`"
-        )
+        raise _not_recorded(name, sorted(episode.keys() - {VINE_START}))
     trace_Td = np.asarray(episode[name])
     if trace_Td.dtype.kind not in "iub":
         raise ConfigError(

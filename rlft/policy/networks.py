@@ -21,12 +21,14 @@ Size = Annotated[int, Field(gt=0)]
 @dataclass(frozen=True)
 class MLP:
     """Observations flat, fully connected layers. shared: one trunk for policy and value; normalise:
-    numbers by their running mean and deviation; log_std: where a Gaussian's deviations start."""
+    numbers by their running mean and deviation; normalise_returns: the critic learns returns by theirs;
+    log_std: where a Gaussian's deviations start."""
 
     hidden: Annotated[tuple[Size, ...], Field(min_length=1)] = (64, 64)
     activation: Activation = "tanh"
     shared: bool = False
     normalise: bool = False
+    normalise_returns: bool = False
     log_std: float = 0.0
 
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
@@ -46,6 +48,7 @@ class CNN:
     activation: Activation = "relu"
     shared: bool = True
     normalise: bool = False
+    normalise_returns: bool = False
     log_std: float = 0.0
 
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
@@ -61,6 +64,7 @@ class CNNGRU:
     memory: Size = 128
     activation: Activation = "relu"
     normalise: bool = False
+    normalise_returns: bool = False
 
     def __call__(self, observations: spaces.Space, actions: spaces.Space) -> ActorCritic:
         return ActorCritic(observations, actions, shared=True, **vars(self))

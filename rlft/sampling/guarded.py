@@ -27,10 +27,6 @@ class StepTimeout(BaseException):
     after any of those must not go on after this one."""
 
 
-_FAULTS = (Exception, StepTimeout, SystemExit)
-"""What an environment may raise; a KeyboardInterrupt is the user's."""
-
-
 class NotTried(Exception):
     """An episode that was given up, because those before it hung."""
 
@@ -156,7 +152,7 @@ class Guarded(gymnasium.Wrapper):
             self._info = info
         except UserError:
             raise  # a point that cannot be returned to is no fault of the environment's
-        except _FAULTS as error:
+        except (Exception, StepTimeout, SystemExit) as error:
             self._failed(error)
         return self._last, {}
 
@@ -185,7 +181,7 @@ class Guarded(gymnasium.Wrapper):
             success = bool(info["success"]) if "success" in info else episode.success
             facts = dict(info["facts"]) if "facts" in info else episode.facts
             terminated, truncated = bool(terminated), bool(truncated)
-        except _FAULTS as error:
+        except (Exception, StepTimeout, SystemExit) as error:
             self._alarm.stop()
             self._failed(error)
             episode.over = True
@@ -245,7 +241,7 @@ class Guarded(gymnasium.Wrapper):
         try:
             with self._alarm:
                 self.env.close()
-        except _FAULTS as again:
+        except (Exception, StepTimeout, SystemExit) as again:
             self.running.error += f"\nand close: {again!r}"
         self._remake = True
         if not self._within(self._last):

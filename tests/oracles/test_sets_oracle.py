@@ -1,12 +1,15 @@
 """Credit for sets, overlays and V-trace against slow sums, and invariants P1 to P8 of the objective."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from algos.polychromic import Polychromic
+from rlft import registry
+from rlft.config import load_config
 from rlft.credit.decision import GAE, Seen
 from rlft.credit.overlay import Overlay
 from rlft.credit.sets import normalised, polychromic
@@ -49,8 +52,22 @@ def test_members_of_a_set_share_its_score_and_others_have_none():
     )
     above = score - score.mean()
     assert adv == pytest.approx([above[0], above[0], above[1], above[1]])
-    adv, _ = polychromic([1, 0.5, 0, 0.25], FOUR, rooms, Drawn([(0, 1), (1, 0)]), size=2, sets=2)
-    assert np.isnan(adv[2:]).all()
+    adv, _ = polychromic([1, 0.5, 0, 0.25], FOUR, rooms, Drawn([(0, 1), (2, 0)]), size=2, sets=2)
+    assert np.isnan(adv).tolist() == [False, False, False, True]
+
+
+def test_sets_are_all_different_whatever_is_drawn():
+    drawn = Drawn([(0, 1), (1, 0), (0, 1), (2, 3)])
+    _, score = polychromic([1, 0.5, 0, 0.25], FOUR, rooms, drawn, size=2, sets=2)
+    assert score.tolist() == [0.75, 0.125]  # of (0, 1) and of (2, 3)
+    assert drawn.sets == []
+
+
+@pytest.mark.parametrize("sets", [6, 7, 100])
+def test_of_few_members_every_set_is_taken_once(sets):
+    adv, score = polychromic([1, 0, 0, 0], FOUR, rooms, None, size=2, sets=sets)
+    assert sorted(score) == [0, 0, 0, 0, 0.5, 0.5]
+    assert adv.sum() == pytest.approx(0)
 
 
 def test_the_baseline_of_the_others():
@@ -191,3 +208,25 @@ def test_what_is_seldom_done_is_worth_more():
     assert visits.bonus(obs, action + 1).tolist() == pytest.approx([2**-0.5, 2**-0.5, 1.0])
     assert visits.bonus(obs, action)[2] == pytest.approx(2**-0.5)
     assert len(visits.counts) == 4
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (["env={name: gym, id: CartPole-v1, snapshots: none}"], "env.snapshots is none"),
+        (["env={name: gym, id: CartPole-v1}"], "trace 'room'.*records: none"),
+        (["algo.diversity={name: states, trace: positon}"], "Did you mean 'position'"),
+        (["env={name: gym, id: CartPole-v1, snapshots: none}", "algo.rollout_states=0"], None),
+        (["algo.diversity=vendi"], None),
+        ([], None),
+    ],
+)
+def test_what_vines_need_is_known_before_a_run(changes, said):
+    config = Path(__file__).parents[2] / "configs" / "rooms" / "polychromic.yaml"
+    cfg = load_config(config, changes)
+    algo = registry.build("algo", cfg.algo)
+    if said is None:
+        algo.suits(cfg)
+        return
+    with pytest.raises(ConfigError, match=said):
+        algo.suits(cfg)

@@ -120,6 +120,14 @@ def without_its_map():
         ({"id": "CartPole-v1", "kwargs": {"gravity": 3}}, "gravity"),
         ({"id": "CartPole-v1", "wrappers": ["FrameStackObservatio"]}, "Did you mean"),
         ({"id": "CartPole-v1", "wrappers": [{"name": "FrameStackObservation"}]}, "stack_size"),
+        (
+            {"id": "CartPole-v1", "wrappers": ["NormalizeReward"]},
+            "normalise_returns.*algo.reward_clip",
+        ),
+        (
+            {"id": "CartPole-v1", "wrappers": ["NormalizeObservation", "FlattenObservation"]},
+            "NormalizeObservation keeps running numbers.*normalise: true",
+        ),
         ({"id": "Blackjack-v1"}, "observation: flat"),
         ({"id": f"{HERE}not_an_env"}, "expected a gymnasium.Env"),
         ({"id": f"{HERE}without_its_map"}, r"KeyError: 'level1'.*test_gym_env\.py, line"),
