@@ -1,14 +1,16 @@
 """PPO for policies that act (arXiv 1707.06347), with the details that its reference codes agree on.
 
-Of "The 37 Implementation Details of PPO" (and CleanRL's ppo.py): orthogonal weights, Adam with eps
-1e-5, annealed learning rate (`learner.lr` as a schedule), GAE, minibatches in random order, advantages
+Of "The 37 Implementation Details of PPO" (and CleanRL's ppo.py): orthogonal weights (of layers; a GRU or
+LSTM has torch's), Adam with eps 1e-5 (`learner.eps`, which is 1e-8 unless set; our configurations set
+it), annealed learning rate (`learner.lr` as a schedule), GAE, minibatches in random order, advantages
 standardised a minibatch, clipped surrogate, clipped value loss, entropy bonus, global gradient norm,
 separate networks for policy and value, early stop by KL (`target_kl`). A truncated episode is
 bootstrapped by the value of its last observation, which CleanRL leaves out. Beyond it: the exact KL to
-the behaviour policy as a term (`kl_coef`), whole episodes in place of segments (`unit`), V-trace, and a
-count bonus; rewards may be clipped, and the critic alone trained for some first steps (a policy that was
-cloned comes without one, arXiv 2402.02868). The policy's log-probs, values and distributions are those
-it acted with.
+the behaviour policy as a term (`kl_coef`), whole episodes in place of segments (`unit`), V-trace (whose
+advantages hold the weight of stale data once and the surrogate once more, as in Sample Factory's APPO and
+unlike in IMPALA), and a count bonus; rewards may be clipped, and the critic alone trained for some first
+steps (a policy that was cloned comes without one, arXiv 2402.02868). The policy's log-probs, values and
+distributions are those it acted with.
 """
 
 from __future__ import annotations

@@ -180,10 +180,11 @@ def wins(seeds: list[int], arm: str, out: Path) -> np.ndarray:
 
 def below(after: np.ndarray, before: np.ndarray) -> str:
     """The k at which pass@k is furthest below the clone's, by the paired difference's upper end."""
-    gap = pass_gap(after, before, KS)
+    every = tuple(range(1, after.shape[-1] + 1))
+    gap = pass_gap(after, before, every)
     worst = int(np.argmin(gap.high))
     value, low, high = (np.atleast_1d(getattr(gap, k))[worst] for k in ("value", "low", "high"))
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] at k = {KS[worst]}"
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] at k = {every[worst]}"
 
 
 def interval(x: object, scale: float, digits: int) -> str:

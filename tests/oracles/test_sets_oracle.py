@@ -91,6 +91,7 @@ def test_where_nothing_differs_or_nothing_is_earned_there_is_no_advantage():
     different = [episode(i) for i in range(8)]
     adv, score = polychromic([0] * 8, different, rooms, rng)
     assert not score.any()
+    assert not np.nan_to_num(adv).any()
 
 
 def test_scores_lie_between_0_and_1_and_returns_must():
@@ -138,6 +139,8 @@ def test_the_number_lies_on_the_first_steps_of_its_vine_and_gae_on_the_rest():
     assert adv[1].tolist() == pytest.approx([-1.0] * 3 + [0.0] * 5), "shorter than the window"
     assert torch.equal(adv[2], plain[2])
     assert torch.equal(same, target)
+    one = Seen(mask[:1, :1], reward[:1, :1], value[:1, :1], over=over[:1], number=number[:1])
+    assert Overlay(gae, 5)(one)[0].tolist() == [[2.0]], "of a single step"
 
 
 def test_whitening_keeps_the_two_kinds_apart():

@@ -1,6 +1,9 @@
 """A policy in environments: what it says, what blocks of environments record, and what goes wrong."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -8,17 +11,28 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlft import registry
+from rlft.config import load_config
 from rlft.errors import ConfigError
-from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors
+from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors, new_policy
 from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
 from rlft.policy.networks import CNN, CNNGRU, MLP
 from rlft.policy.observed import parts_of
+from rlft.record.acted import acted, error_share
 from rlft.sampling.episodes import Block, Start, trace_of
 from rlft.sampling.guarded import Alarm
 from rlft.sampling.strips import Acted
-from rlft.sampling.vector import answer, choice_of, rollout_states, to_env
+from rlft.sampling.vector import (
+    Branching,
+    Dealer,
+    Runner,
+    answer,
+    choice_of,
+    rollout_states,
+    to_env,
+)
 from rlft.seeding import Key
-from rlft.types import Task
+from rlft.types import Episode, Group, RowRef, Task, Trajectory
 
 CPU = torch.device("cpu")
 
@@ -708,3 +722,133 @@ def test_an_episode_that_fails_when_it_is_taken_again_is_told_and_has_no_vines()
     [root], _ = drive(policy, block.episodes([Start(task_of(0, 0), 0)]))
     points, failed = block.points_of(task_of(0, 0), root.strip.action, [4, 8], root.strip.obs)
     assert points == [] and failed.end == "error" and "the floor gave way" in failed.error
+
+
+# -- other spaces, and the runner itself -----------------------------------------------------------
+
+
+class Levers(gymnasium.Env):
+    """Takes actions of any space and refuses what lies outside of it; the reward is the action's sum."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), (action, action.dtype)
+        self.steps += 1
+        seen = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return seen, float(np.sum(action)), False, self.steps == 5, {}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([3, 2, 4]),
+        spaces.Box(-0.5, 2.0, (3,), np.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_actions_of_every_space_arrive_as_the_environment_takes_them(space, greedy):
+    policy = policy_for(Levers(space))
+    block = block_of(lambda: Levers(space), policy, traces=())
+    starts = [Start(task_of(i, 0), i) for i in range(5)]
+    pieces, _ = drive(policy, block.episodes(starts, greedy=greedy))
+    assert [p.end for p in pieces] == ["truncated"] * 5
+    for piece in pieces:
+        drawn = piece.strip.action
+        given = to_env(space, drawn).reshape(5, -1)
+        assert given.sum(1) == pytest.approx(piece.strip.reward, abs=1e-5)
+        logp = policy.distribution.logp(
+            torch.from_numpy(piece.strip.params), torch.from_numpy(drawn)
+        )
+        assert logp.numpy() == pytest.approx(piece.strip.logp, abs=1e-5)
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """Makes runners of one policy with a memory, in this process."""
+    changes = [
+        "env.view=dict",
+        "runner.envs=4",
+        "model.path=null",
+        "model.build={name: cnn_gru, width: 8, memory: 8}",
+    ]
+    config = Path(__file__).parents[2] / "configs" / "rooms" / "polychromic.yaml"
+    cfg = load_config(config, [*changes, "env.configurations=5"])
+    env = registry.build("env", cfg.env)
+    folder = new_policy(cfg.model.build, env.make(), 0, tmp_path / "policy")
+    made = []
+
+    def make():
+        one = Runner("runner", cfg, folder)
+        one.start()
+        for parameter in one._policy.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+        made.append(one)
+        return one
+
+    yield make
+    Alarm.uninstall()
+
+
+def test_a_vine_goes_on_with_what_the_memory_held_at_its_rollout_state(runner):
+    one = runner()
+    jobs = [(task, Key(i)) for i, task in enumerate(list(one._tasks)[:2])]
+    (_, _, told), strips = one.vines(jobs, 2, Branching(2, 3))
+    at = 0
+    for of_task in told:
+        mine = strips[at : at + len(of_task)]
+        at += len(of_task)
+        vines = [(t, s) for t, s in zip(of_task, mine, strict=True) if t.root >= 0]
+        assert len(vines) == 12
+        for vine, strip in vines:
+            root = mine[vine.root]
+            assert strip.state.any()
+            obs = as_tensors(root.obs, CPU)
+            with torch.inference_mode():
+                _, _, state = one._policy(
+                    {n: x[None, : vine.point] for n, x in obs.items()},
+                    torch.zeros(1, 8),
+                    carry=True,
+                )
+            assert strip.state == pytest.approx(state[0].numpy(), abs=1e-5)
+            for name, x in strip.obs.items():
+                assert np.array_equal(x[0], root.obs[name][vine.point])
+            assert strip.params[0] == pytest.approx(root.params[vine.point], abs=1e-5)
+
+
+def test_blocks_that_take_turns_with_the_policy_do_the_same(runner):
+    dealer = Dealer(Key(3))
+    (_, _, told), strips, rests = runner().segments([0, 1, 2], None, 9, Key(1), dealer)
+    beside = runner()
+    beside._beside = ThreadPoolExecutor(1)
+    (_, _, same), theirs, others = beside.segments([0, 1, 2], None, 9, Key(1), dealer)
+    assert told == same
+    assert [r.episodes for r in rests] == [r.episodes for r in others]
+    for a, b in zip(strips, theirs, strict=True):
+        for field in ("action", "params", "logp", "value", "reward", "state"):
+            assert np.array_equal(getattr(a, field), getattr(b, field)), field
+
+
+def test_the_share_that_failed_is_of_all_that_were_under_way():
+    ended = Episode(0, 1.0, 3, "terminated", None, {}, "")
+    failed = Episode(0, 0.0, 2, "error", None, {}, "the floor gave way")
+    nothing = Task("t", "")
+
+    def groups(*episodes):
+        one = Trajectory("m", "t", "policy", "", 0, 3, (0, 0), False, RowRef("", 0))
+        return [Group(nothing, tuple(replace(one, episode=e) for e in episodes))]
+
+    assert error_share(groups(failed, *[None] * 7)) == 1 / 8
+    assert error_share(groups(failed, ended)) == 1 / 2
+    assert error_share([]) == 0
+    assert acted(groups(failed, None, None, ended))["reward/errors"] == 1 / 4

@@ -10,9 +10,11 @@ from rlft.credit.vtrace import VTrace
 from rlft.errors import ConfigError
 from rlft.learning import objective
 from rlft.learning.retained import Retained
-from rlft.learning.strip_fit import fit_strips
+from rlft.learning.strip_fit import _minibatches, fit_strips
 from rlft.learning.strip_job import StripJob
-from rlft.policy.actor_critic import ActorCritic
+from rlft.losses.entropy import EntropyBonus
+from rlft.policy.actor_critic import ActorCritic, Normaliser
+from rlft.policy.networks import MLP
 from rlft.seeding import Key
 from rlft.types import PolicyOut, Strip, Term
 
@@ -185,3 +187,130 @@ def test_while_the_critic_alone_is_trained_nothing_else_is_touched():
     assert learner.rates == [(0.1, None, True)]
     fit_strips(learner, job(algo, 1000), 0, strips_of(learner), retained=kept)
     assert kept.asked == 1 and learner.took_in == 1 and learner.rates[1] == (0.1, None, False)
+
+
+# -- the details of PPO that matter (algos/control_ppo.py lists them) ------------------------------
+
+
+@pytest.mark.parametrize("unit", ["step", "strip"])
+def test_an_epoch_holds_everything_once_in_an_order_of_its_own(unit):
+    lengths = np.array(LENGTHS)
+    given = job(ControlPPO(minibatches=3), 1000, unit=unit)
+    count = sum(LENGTHS) if unit == "step" else len(LENGTHS)
+    orders = []
+    for epoch in (0, 1):
+        minibatches = list(_minibatches(given, epoch, lengths))
+        sizes = [len(m) for m in minibatches]
+        assert len(sizes) == 3 and max(sizes) - min(sizes) <= 1
+        orders.append(np.concatenate(minibatches).tolist())
+        assert sorted(orders[-1]) == list(range(count))
+        again = np.concatenate(list(_minibatches(given, epoch, lengths)))
+        assert again.tolist() == orders[-1], "the run's key alone decides"
+    if unit == "step":
+        assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
+
+
+@pytest.mark.parametrize("normalise", ["minibatch", "batch", "none"])
+def test_advantages_are_made_standard_over_what_is_said(normalise):
+    seen = []
+
+    def keep(out, batch):
+        seen.append(batch.adv[batch.mask])
+        return out.logp * 0
+
+    algo = ControlPPO(minibatches=3, normalise=normalise)
+    learner = Learner()
+    fit_strips(
+        learner, job(algo, 1000, terms=(Term("keep", keep),), coef=(1.0,)), 0, strips_of(learner)
+    )
+    moments = [(float(a.mean()), float(a.std())) for a in seen]
+    whole = torch.cat(seen)
+    standard = pytest.approx((0, 1), abs=1e-4)
+    assert all(m == standard for m in moments) == (normalise == "minibatch")
+    assert ((float(whole.mean()), float(whole.std())) == standard) == (normalise == "batch")
+
+
+@pytest.mark.parametrize("target_kl, epochs", [(None, 4), (1e9, 4), (1e-4, 1)])
+def test_a_policy_that_has_moved_far_enough_is_left_alone(target_kl, epochs):
+    class Moving(Learner):
+        def step(self, *args, **keys):
+            with torch.no_grad():
+                self.policy.policy_head.weight.add_(0.5)
+                self.policy.policy_head.weight[0].sub_(1.0)
+            return super().step(*args, **keys)
+
+    learner = Moving()
+    given = job(ControlPPO(minibatches=2), 1000, epochs=4, target_kl=target_kl)
+    fit_strips(learner, given, 0, strips_of(learner))
+    assert len(learner.rates) == 2 * epochs
+
+
+def test_the_bonus_for_entropy_raises_it():
+    learner = Learner()
+    strips = strips_of(learner)
+    alone = job(ControlPPO(), 1000, terms=(Term("e", EntropyBonus()),), coef=(1.0,), minibatches=1)
+
+    def entropy():
+        obs = {
+            "observation": torch.from_numpy(np.concatenate([s.obs["observation"] for s in strips]))
+        }
+        with torch.no_grad():
+            params = learner.policy.act(obs, None)[0]
+        return float(learner.policy.distribution.entropy(params).mean())
+
+    before = entropy()
+    fit_strips(learner, alone, 0, strips)
+    with torch.no_grad():
+        for p in learner.policy.parameters():
+            if p.grad is not None:
+                p -= 0.05 * p.grad
+    assert entropy() > before
+
+
+def test_new_layers_are_orthogonal_with_the_gains_of_ppo():
+    policy = MLP((64, 32))(spaces.Box(-1, 1, (20,), np.float32), spaces.Discrete(5))
+    gains = {"policy_head": 0.01, "value_head": 1.0}
+    for name, layer in policy.named_modules():
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        assert not layer.bias.any()
+        w = layer.weight.detach().double()
+        small = w @ w.T if len(w) < len(w.T) else w.T @ w
+        expected = gains.get(name, 2**0.5) ** 2 * torch.eye(len(small)).double()
+        torch.testing.assert_close(small, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_normalised_is_cut_at_ten_deviations():
+    normaliser = Normaliser(2)
+    normaliser.take_in(torch.tensor([[0.0, 5.0], [2.0, 7.0]]))
+    said = normaliser(torch.tensor([[1.0, 6.0], [1e9, -1e9], [3.0, 6.0]]))
+    torch.testing.assert_close(said, torch.tensor([[0.0, 0.0], [10.0, -10.0], [2.0, 0.0]]))
+
+
+def test_returns_are_learnt_by_their_running_mean_and_deviation():
+    learner = Learner()
+    torch.manual_seed(3)
+    space = spaces.Box(-1, 1, (3,), np.float32)
+    learner.policy = ActorCritic(space, spaces.Discrete(4), width=8, normalise_returns=True)
+    learner.policy.returns.mean.fill_(5.0)
+    learner.policy.returns.var.fill_(4.0)
+    learner.policy.returns.count.fill_(1.0)
+    seen = []
+
+    def keep(out, batch):
+        seen.append((out.value[batch.mask], batch.ret[batch.mask], batch.old_value[batch.mask]))
+        return out.logp * 0
+
+    strips = strips_of(learner)
+    with torch.no_grad():
+        obs = {"observation": torch.from_numpy(strips[0].obs["observation"])}
+        head = learner.policy.value_head(learner.policy.value_encoder(obs)).squeeze(-1)
+        torch.testing.assert_close(learner.policy.value(obs), 5 + 2 * head)
+    given = job(ControlPPO(), 1000, terms=(Term("keep", keep),), coef=(1.0,), minibatches=1)
+    report = fit_strips(learner, given, 0, strips)
+    value, ret, old = (torch.cat(x) for x in zip(*seen, strict=True))
+    torch.testing.assert_close(value, old, atol=1e-5, rtol=1e-5)  # in the head's own scale
+    steps, target = sum(LENGTHS), report.metrics["value/target"]
+    assert float(ret.mean()) == pytest.approx((target - 5) / 2, abs=1e-5)
+    mean = (1 * 5 + steps * target) / (1 + steps)
+    assert float(learner.policy.returns.mean) == pytest.approx(mean, rel=1e-5)
