@@ -103,6 +103,16 @@ def test_two_runners_of_which_one_is_killed_are_one(uninterrupted, tmp_path, mon
         assert torch.equal(tensor, weights(tmp_path / "two", 4)[name]), name
 
 
+@pytest.mark.long
+def test_vines_and_episodes_do_not_depend_on_how_many_runners_there_are(tmp_path):
+    poly = {"name": "polychromic", "seeds": 2, "vines": 5, "sets": 3, **SAME}
+    env = {**SEGMENTS["env"], "configurations": 6}
+    keys = {"algo": poly, "env": env, "tasks_per_step": 6, "steps": 2}  # three units of work
+    run(tmp_path / "one", **keys)
+    run(tmp_path / "two", **keys, sampler={"num": 2})
+    assert_same(tmp_path / "one", tmp_path / "two", 2)
+
+
 def test_without_rollout_states_polychromic_is_ppo_of_whole_episodes(tmp_path):
     same = {**SAME, "critic_only": 1, "critic_lr": 1e-2}
     ppo = {"name": "control_ppo", "unit": "episode", "episodes": 3, "normalise": "none", **same}
