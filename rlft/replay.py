@@ -181,10 +181,10 @@ def _plain(value: Any) -> Any:
 def _start(bundle: Bundle, cfg: Config, algo: Algo) -> Path:
     if (bundle.start / "config.json").is_file():
         return bundle.start
-    if "ref_logp" in algo.needs and cfg.model.lora is None:
+    if cfg.retention or ("ref_logp" in algo.needs and cfg.model.lora is None):
         raise CheckpointError(
             f"a loss compares with the start model, and {bundle.start} is no longer there; put it "
-            f"back, or replay without that loss (for GRPO: algo.kl_coef=0)"
+            f"back, or replay without that loss (for GRPO: algo.kl_coef=0; retention=[])"
         )
     return bundle.folder / "model"
 

@@ -159,7 +159,7 @@ class ControlRun(Run):
         self._row.update(report.metrics)
         self._row["rows"] = len(refs)
         updates = int(report.metrics["updates"])
-        self.taken += updates - report.skipped
+        self.taken += 0 if job.critic_only else updates - report.skipped
         self._stop_if_nonfinite(reports, members, updates)
         if report.skipped == updates:
             return None

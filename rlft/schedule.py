@@ -56,7 +56,9 @@ def _kind(value: Any) -> str:
 
 # With tags, an error is about the one that was meant, not about both.
 Scheduled = Annotated[
-    Annotated[float, Tag("number")] | Annotated[Schedule, Tag("schedule")], Discriminator(_kind)
+    Annotated[float, Field(allow_inf_nan=False), Tag("number")]
+    | Annotated[Schedule, Tag("schedule")],
+    Discriminator(_kind),
 ]
 """A YAML value that may be a number or a schedule."""
 
@@ -92,7 +94,7 @@ def _kind_of_coef(value: Any) -> str:
 
 
 Steered = Annotated[
-    Annotated[float, Tag("number")]
+    Annotated[float, Field(allow_inf_nan=False), Tag("number")]
     | Annotated[Schedule, Tag("schedule")]
     | Annotated[AdaptiveKL, Tag("adaptive")],
     Discriminator(_kind_of_coef),
@@ -128,7 +130,7 @@ def _kind_of_kept(value: Any) -> str:
 
 
 Kept = Annotated[
-    Annotated[float, Tag("number")]
+    Annotated[float, Field(ge=0, allow_inf_nan=False), Tag("number")]
     | Annotated[Schedule, Tag("schedule")]
     | Annotated[Decay, Tag("decay")],
     Discriminator(_kind_of_kept),

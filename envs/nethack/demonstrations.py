@@ -135,14 +135,18 @@ class Shards:
         return found
 
     def _length(self, name: str) -> int:
-        arrays = self._opened(name)
-        with _damage_of(self._root / name):
-            action = arrays["action"]
-        if len(action) and int(action.max()) >= self._num_actions:
-            raise DataError(
-                f"{self._root / name} holds action {action.max()}, expected below {self._num_actions}"
-            )
-        return len(action)
+        """Of a shard, all of which is looked at: it is unpacked anyway, and a run must not end on it."""
+        found = self._unpacked(name)
+        for key, least in (("action", 0), ("prev_action", -1)):
+            x = found[key]
+            if len(x) and not least <= int(x.min()) <= int(x.max()) < self._num_actions:
+                raise DataError(
+                    f"{self._root / name}: {key} goes from {x.min()} to {x.max()}, expected {least} to "
+                    f"{self._num_actions - 1}"
+                )
+        if not np.isfinite(found["reward"]).all():
+            raise DataError(f"{self._root / name} holds a reward that is no finite number")
+        return len(found["action"])
 
     def _unpacked(self, name: str) -> dict[str, np.ndarray]:
         arrays = self._opened(name)

@@ -193,10 +193,10 @@ def _read(top: str, low: str) -> np.ndarray | None:
         strength = 118 if above["more"] == "**" else 18 + int(above["more"])
     elif strength > 18:
         strength += 100
-    x[2] = strength
-    x[3] = (
+    x[2] = (  # NLE's STR25, which is what the game computes with; and its STR125
         strength if strength <= 18 else 19 + strength // 50 if strength <= 121 else strength - 100
     )
+    x[3] = strength
     _, _, *rest = above.groups()
     x[4:9] = [int(n) for n in rest[:5]]
     x[9] = int(rest[5] or 0)

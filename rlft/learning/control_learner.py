@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlft.config import Config
-from rlft.learning.freeze import still
+from rlft.learning.freeze import begin_anew, still
 from rlft.learning.learner import Trained
 from rlft.policy.actor_critic import ActorCritic
 from rlft.types import PolicyOut
@@ -21,6 +21,7 @@ class ControlLearner(Trained):
     def __init__(self, cfg: Config, policy: ActorCritic) -> None:
         self._critic = {id(p) for p in policy.value_parameters()}
         self.carried: dict[int, torch.Tensor] = {}
+        self._waiting = True  # a run that goes on may have been at its critic alone
         super().__init__(cfg, policy)
 
     def _groups(self, trained: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
@@ -79,6 +80,9 @@ class ControlLearner(Trained):
     ) -> tuple[bool, float]:
         """Applies the accumulated gradient; see `Trained.step`. critic_only: the policy's gradient is 0,
         and its weights are not made smaller either."""
+        if self._waiting and not critic_only:
+            begin_anew(self.engine, "policy")
+        self._waiting = critic_only
         for group in self.engine.optimizer.param_groups:
             if group.get("whose") == "policy":
                 usual = group.setdefault("usual_decay", group.get("weight_decay", 0.0))

@@ -74,21 +74,32 @@ def thaw(engine: Any, rules: Sequence[Frozen], step: int) -> None:
         if not frozen.holds or until is None or step < until:
             continue
         frozen.holds = False
-        for held in _held(engine, frozen.mark):
+        for held in _moved(engine, "held", frozen.mark):
             optimizer.state.pop(held, None)
 
 
-def _held(engine: Any, mark: str) -> list[torch.Tensor]:
-    """What the optimizer moves in the group of this mark."""
+def begin_anew(engine: Any, whose: str) -> None:
+    """Drops the optimizer state of what `whose` names if it has seen nothing but gradients of 0: the count
+    of steps ran on meanwhile, and Adam, which divides by what it expects after so many, would make the
+    first real steps up to three times as long."""
+    state = engine.basic_optimizer.state
+    for held in _moved(engine, "whose", whose):
+        seen = [x for key, x in state.get(held, {}).items() if key != "step" and torch.is_tensor(x)]
+        if seen and not any(bool(x.any()) for x in seen):
+            state.pop(held)
+
+
+def _moved(engine: Any, key: str, mark: str) -> list[torch.Tensor]:
+    """What the optimizer moves in the groups whose `key` is `mark`."""
     groups = engine.basic_optimizer.param_groups
     zero = engine.optimizer
     if hasattr(zero, "sub_group_to_group_id"):  # ZeRO-3 fills a group while it steps it
         return [
             flat
             for number, flat in enumerate(zero.fp32_partitioned_groups_flat)
-            if groups[zero.sub_group_to_group_id[number]].get("held") == mark
+            if groups[zero.sub_group_to_group_id[number]].get(key) == mark
         ]
-    return [p for group in groups if group.get("held") == mark for p in group["params"]]
+    return [p for group in groups if group.get(key) == mark for p in group["params"]]
 
 
 def still(group: dict[str, Any], rules: Sequence[Frozen]) -> bool:

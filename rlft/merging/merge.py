@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ def recipe(spec: Mapping[str, Any], models: Sequence[str], **roles: str | None) 
     """
     method: Method = registry.build("merge", spec)
     name = spec["name"]
+    for key, value in vars(method).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"merge {name}: {key}={value}, expected a finite number")
     for role, path in roles.items():
         if (path is not None) != (role in method.takes):
             wanted = "needs" if role in method.takes else "takes no"

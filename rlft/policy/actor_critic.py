@@ -338,8 +338,9 @@ def _layer(inputs: int, outputs: int, gain: float) -> nn.Linear:
 def load_policy(folder: str | Path, env: Any) -> ActorCritic:
     """The policy saved in `folder`, for the spaces of the Gymnasium environment `env`.
 
-    Raises ConfigError: no such folder, or weights that belong to other spaces.
+    Raises ConfigError: no such folder, a damaged one, or weights that belong to other spaces.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from rlft import registry
@@ -349,10 +350,17 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
         raise ConfigError(
             f"{str(folder)!r} holds no policy of an environment: no policy.json in it"
         )
-    said = json.loads((folder / "policy.json").read_text())
-    network = registry.build("network", said["network"])
+    try:
+        said = json.loads((folder / "policy.json").read_text())
+        spec = said["network"]
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(
+            f"the policy in {str(folder)!r} is damaged ({type(error).__name__}: {error}); copy or train it "
+            f"again"
+        ) from error
+    network = registry.build("network", spec)
     policy = network(env.observation_space, env.action_space)
-    weights = load_file(folder / "model.safetensors")
     wrong = [
         f"{name}: saved {list(weights[name].shape) if name in weights else 'nothing'}, expected "
         f"{list(tensor.shape)}"

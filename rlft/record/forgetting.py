@@ -75,7 +75,14 @@ def lines(folder: Path, metric: str | None, scratch: Path | None) -> Iterator[st
             f"--scratch needs --metric, a success in [0, 1] of the task; got {metric!r}."
             f"{did_you_mean(str(metric), names)} There are: {', '.join(names)}"
         )
-    ours, theirs = (area(*curve(r, metric)) for r in (rows, _rows(scratch)))
+    both = [curve(r, metric) for r in (rows, _rows(scratch))]
+    ends = [int(steps[-1]) for steps, _ in both]
+    if ends[0] != ends[1]:
+        raise ConfigError(
+            f"--scratch: {folder} was probed up to step {ends[0]}, {scratch} up to step {ends[1]}; areas "
+            f"are compared over equal training, so train the shorter one further"
+        )
+    ours, theirs = (area(*one) for one in both)
     if not 0 <= min(ours, theirs) <= max(ours, theirs) <= 1:
         raise ConfigError(f"{metric} is no success: its areas are {ours:.3f} and {theirs:.3f}")
     gained = forward_transfer(ours, theirs)

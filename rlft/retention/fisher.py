@@ -283,10 +283,10 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         out = Path(words[1])
         start = policy_folder(cfg, env, out.parent) if algo.acts else start_folder(cfg, out.parent)
         make_fisher(terms[0], Place(cfg, start, out.parent, env, algo.acts), out)
+        found = read_fisher(words[1])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found = read_fisher(words[1])
     count = sum(t.numel() for t in found.fisher.values())
     say(f"{words[1]}: {count:,} weights, mean {_mean(found.fisher):.3g}")
     return 0

@@ -49,7 +49,7 @@ class Memory:
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Appends rows `[N, ...]`; the oldest that are not protected make room.
 
-        Raises ConfigError: other columns, or a memory whose every slot is protected.
+        Raises ConfigError: other columns, kinds or shapes, or a memory whose every slot is protected.
         """
         rows = {n: np.asarray(x) for n, x in rows.items()}
         if self.protected == self.capacity:
@@ -62,6 +62,13 @@ class Memory:
             raise ConfigError(
                 f"rows have columns {sorted(rows)}, the memory has {sorted(self._columns)}"
             )
+        for name, x in rows.items():
+            held = self._columns[name]
+            if x.shape[1:] != held.shape[1:] or not np.can_cast(x.dtype, held.dtype, "same_kind"):
+                raise ConfigError(
+                    f"rows have {name!r} as {x.dtype} {list(x.shape)}, the memory holds {held.dtype} "
+                    f"{['N', *held.shape[1:]]}"
+                )
         free = self.capacity - self.protected
         count = _length(rows)
         kept = min(count, free)  # of more than fit, the newest stay

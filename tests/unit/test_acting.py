@@ -14,7 +14,13 @@ from gymnasium import spaces
 from rlft import registry
 from rlft.config import load_config
 from rlft.errors import ConfigError
-from rlft.policy.actor_critic import ActorCritic, Normaliser, as_tensors, new_policy
+from rlft.policy.actor_critic import (
+    ActorCritic,
+    Normaliser,
+    as_tensors,
+    load_policy,
+    new_policy,
+)
 from rlft.policy.distributions import Categoricals, Gaussian, distribution_of
 from rlft.policy.networks import CNN, CNNGRU, MLP
 from rlft.policy.observed import parts_of
@@ -852,3 +858,20 @@ def test_the_share_that_failed_is_of_all_that_were_under_way():
     assert error_share(groups(failed, ended)) == 1 / 2
     assert error_share([]) == 0
     assert acted(groups(failed, None, None, ended))["reward/errors"] == 1 / 4
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda f: (f / "model.safetensors").write_bytes(b"nothing"),
+        lambda f: (f / "model.safetensors").unlink(),
+        lambda f: (f / "policy.json").write_text("{"),
+        lambda f: (f / "policy.json").write_text("[]"),
+    ],
+)
+def test_a_policy_that_is_damaged_is_named(tmp_path, harm):
+    folder = new_policy({"name": "mlp"}, Walk(), 0, tmp_path / "policy")
+    load_policy(folder, Walk())
+    harm(folder)
+    with pytest.raises(ConfigError, match=r"policy' is damaged .*copy or train it again"):
+        load_policy(folder, Walk())

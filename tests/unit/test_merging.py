@@ -119,6 +119,12 @@ def refused(two, tmp_path, models, message, **roles):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_a_setting_that_is_no_number_is_refused(two, alpha):
+    with pytest.raises(ConfigError, match=r"wise_ft: alpha.*finite"):
+        recipe({"name": "wise_ft", "alpha": alpha}, [two[1]], base=two[0], onto=None)
+
+
 def test_models_that_differ_are_refused_before_anything_is_written(two, tmp_path):
     wide = saved(tmp_path / "wide", weights(2, width=5))
     refused(

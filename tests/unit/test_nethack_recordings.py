@@ -235,6 +235,18 @@ def without_array(folder):
     packed(folder / "full/game_1_500.npz.xz", {"action": np.zeros(90, np.uint8)})
 
 
+def changed(**arrays):
+    def harm(folder):
+        path = folder / "full/game_1_500.npz.xz"
+        packed(path, {**raw(path), **{k: make(raw(path)[k]) for k, make in arrays.items()}})
+
+    return harm
+
+
+def reward_of(x):
+    return np.where(np.arange(len(x)) == 7, np.nan, x).astype(np.float32)
+
+
 def other_keys(folder):
     actions = json.loads((folder / "actions.json").read_text())
     (folder / "actions.json").write_text(json.dumps(actions[::-1]))
@@ -248,6 +260,19 @@ def other_keys(folder):
         (lost, r"game_0_240.npz.xz is missing, which games.jsonl names"),
         (longer, r"full/1 has 90 steps in its shards, games.jsonl says 91"),
         (without_array, r"game_1_500.npz.xz has no array 'tty_chars'; it has \['action'\]"),
+        (
+            changed(tty_chars=lambda x: x.astype(np.float32)),
+            r"tty_chars is float32 .* expected uint8",
+        ),
+        (
+            changed(blstats=lambda x: x[:-1]),
+            r"blstats is int32 \[89, 27\], expected int32 \[90, 27\]",
+        ),
+        (changed(reward=reward_of), r"game_1_500.npz.xz holds a reward that is no finite number"),
+        (
+            changed(prev_action=lambda x: x + np.int16(500)),
+            r"prev_action goes from .*expected -1 to 120",
+        ),
         (other_keys, r"number 0 is another key; set env.actions"),
         (lambda f: (f / "games.jsonl").write_text("{"), r"games.jsonl: expected an object a line"),
         (lambda f: (f / "games.jsonl").unlink(), r"games.jsonl is missing"),
@@ -393,7 +418,7 @@ def test_statistics_are_read_from_the_screen():
     x, known = statistics(screen, cursor)
     assert known.tolist() == [True, True]
     assert x[0].tolist() == [
-        *(40, 10, 21, 19, 17, 13, 7, 11, 10, 1234, 9, 30, 5, 77, 2, 8, -2, 0, 7, 700, 4321),
+        *(40, 10, 19, 21, 17, 13, 7, 11, 10, 1234, 9, 30, 5, 77, 2, 8, -2, 0, 7, 700, 4321),
         *(2, 1, 0, 5, 1 << 8 | 1 << 10, 0),
     ]
     assert x[1].tolist() == x[0].tolist(), "covered lines, a cursor elsewhere: as it was"

@@ -164,6 +164,10 @@ def test_the_command_prints_both_transfers(tmp_path):
     assert said[2].startswith(f"forward transfer of far/success: {expected:.3f}")
     with pytest.raises(ConfigError, match="Did you mean 'far/success'"):
         list(lines(tmp_path / "ours", "far/sucess", tmp_path / "scratch"))
+    with (tmp_path / "scratch" / "probes.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1000, "far/success": 1.0}) + "\n")
+    with pytest.raises(ConfigError, match=r"up to step 20, .*scratch up to step 1000"):
+        list(lines(tmp_path / "ours", "far/success", tmp_path / "scratch"))
     with pytest.raises(ConfigError, match=r"no probes\.jsonl"):
         list(lines(tmp_path, None, None))
 

@@ -498,6 +498,10 @@ def test_protected_slots_are_never_overwritten():
         Memory(3, kept).add(kept)
     with pytest.raises(ConfigError, match=r"rows have columns \['s'\]"):
         memory.add({"s": np.zeros(1)})
+    with pytest.raises(ConfigError, match=r"'r' as float64 \[1, 1\], the memory holds float64"):
+        memory.add({"s": np.zeros(1, int), "r": np.zeros((1, 1))})
+    with pytest.raises(ConfigError, match=r"'s' as float64 \[1\], the memory holds int64"):
+        memory.add({"s": np.zeros(1), "r": np.zeros((1, 2))})
 
 
 def test_unprotected_slots_hold_the_newest_rows():
@@ -543,6 +547,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path):
     refused("two terms ask a teacher on rollouts", {"name": "kickstarting"},
             {"name": "kickstarting", "called": "again"})  # fmt: skip
     refused("Reference is not for a policy that acts", {"name": "reference"})
+    for coef in (-1.0, float("nan"), float("inf")):
+        refused(
+            "retention.*l2: coef.*(finite number|greater than or equal to 0)",
+            {"name": "l2", "coef": coef},
+        )
     refused("give `fisher`, a file made before, or `path`", {"name": "ewc"})
     refused("is not a file; make it with", {"name": "ewc", "fisher": "nowhere"})
     refused("holds no policy of an environment", {"name": "kickstarting", "teacher": str(tmp_path)})

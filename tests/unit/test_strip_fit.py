@@ -1,5 +1,7 @@
 """A fit on strips in this process: what minibatches, cuts and terms do to the gradient."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from algos.control_ppo import ControlPPO
 from rlft.credit.vtrace import VTrace
 from rlft.errors import ConfigError
 from rlft.learning import objective
+from rlft.learning.freeze import begin_anew
 from rlft.learning.retained import Retained
 from rlft.learning.strip_fit import _minibatches, fit_strips
 from rlft.learning.strip_job import StripJob
@@ -314,3 +317,23 @@ def test_returns_are_learnt_by_their_running_mean_and_deviation():
     assert float(ret.mean()) == pytest.approx((target - 5) / 2, abs=1e-5)
     mean = (1 * 5 + steps * target) / (1 + steps)
     assert float(learner.policy.returns.mean) == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 1500])
+def test_the_first_step_after_a_time_of_the_critic_alone_is_as_long_as_any_first_step(steps):
+    policy, critic = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    groups = [{"params": [policy], "whose": "policy"}, {"params": [critic], "whose": "critic"}]
+    adam = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.0)
+    engine = SimpleNamespace(basic_optimizer=adam, optimizer=adam)
+    for _ in range(steps):  # as a sharded optimizer does: a gradient of 0 is stepped
+        policy.grad, critic.grad = torch.zeros(4), torch.ones(4)
+        adam.step()
+    begin_anew(engine, "policy")
+    assert not policy.any()
+    policy.grad = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    adam.step()
+    torch.testing.assert_close(policy.detach().abs(), torch.full((4,), 0.1))
+    moments = adam.state[policy]["exp_avg"].clone()
+    begin_anew(engine, "policy")
+    assert torch.equal(adam.state[policy]["exp_avg"], moments), "what has learnt goes on"
+    assert adam.state[critic]["step"] == steps + 1

@@ -71,7 +71,7 @@ class Peft(Trainable):
             args["target_modules"] = linear_names(lm)
         try:
             made = kind(**args)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"{where}: {error}") from None
         if made.is_prompt_learning:
             raise ConfigError(
