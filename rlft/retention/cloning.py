@@ -24,9 +24,10 @@ from rlft.types import Term
 class BehaviouralCloning(Retention):
     """path: demonstrations, `.npz`, `.jsonl`, `minari:ID` or recorded games; teacher: a folder with a
     policy, null: the one that the run starts from; size: so many steps of it are kept, null: all (of
-    recorded games 20,000, in stretches); batch: of those in each
-    optimizer step. Of a policy with a memory: unroll: steps of one window; burn_in: steps before it
-    that only fill the memory."""
+    recorded games 20,000, in stretches); batch: of those in each optimizer step. Of a policy with a
+    memory: unroll: steps of one window; burn_in: steps before it that only fill the memory. The teacher
+    has seen the whole episode by then and the policy those steps, so with weights that are the teacher's
+    the loss is 0 but for what both remember of longer ago (some 1e-4 nats with 16 steps of a small GRU)."""
 
     writing: ClassVar[bool] = False
 
