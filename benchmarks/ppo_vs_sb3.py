@@ -10,8 +10,7 @@ each of its settings (DummyVecEnv or SubprocVecEnv, one thread or two); its best
 medians of the rates of single updates. Also: rlft collecting one step ahead (`max_staleness: 1`), which
 learns from data of the weights before and has no counterpart there; how fast a runner steps with a
 random policy, against the bare environment; and what the machine's second core is worth: how much more two
-processes that step the bare environment do at once than one. Where cores are two threads of one that is
-1.2, not 2, and no way to use both is faster by more than that.
+processes that step the bare environment do at once than one: no way to use both cores gains more.
 """
 
 from __future__ import annotations

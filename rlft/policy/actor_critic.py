@@ -93,9 +93,8 @@ class Encoder(nn.Module):
 
     def forward(self, obs: Obs) -> torch.Tensor:
         found = []
-        for part in self.parts:
+        for part, piece in zip(self.parts, self.pieces.values(), strict=True):
             x = obs[part.name]
-            piece = self.pieces[_module_name(part.name)]
             if (part.kind == "image" and isinstance(piece, _Convolutions)) or part.kind == "words":
                 found.append(piece(x))
             else:
@@ -103,8 +102,7 @@ class Encoder(nn.Module):
         return self.body(found[0] if len(found) == 1 else torch.cat(found, -1))
 
     def take_in(self, obs: Obs) -> None:
-        for part in self.parts:
-            piece = self.pieces[_module_name(part.name)]
+        for part, piece in zip(self.parts, self.pieces.values(), strict=True):
             if isinstance(piece, Normaliser):
                 piece.take_in(part.flat(obs[part.name]))
 

@@ -60,15 +60,15 @@ class Restart(ForgettingProbe):
         from rlft.sampling.rollouts import played, rollouts
 
         env = self._env(subject.cfg)
+        how: Any = {
+            "greedy": self.greedy,
+            "timeout": subject.cfg.runner.step_timeout,
+            "device": subject.device,
+        }
         if self.saved is None:
             held_out = env.held_out()
             tasks = [held_out[i] for i in range(min(self.tasks, len(held_out)))]
-            rows = rollouts(
-                *(env, subject.model, tasks, self.episodes, subject.key),
-                greedy=self.greedy,
-                timeout=subject.cfg.runner.step_timeout,
-                device=subject.device,
-            )
+            rows = rollouts(env, subject.model, tasks, self.episodes, subject.key, **how)
             return numbers([e for row in rows for e in row])
         strips, seeds = self._demonstrations(env)
         inside = hasattr(env, "conditioned")  # and shows more than what was recorded
@@ -83,8 +83,7 @@ class Restart(ForgettingProbe):
                     found.append(replace(point, seed=noise, state=state))
             return found
 
-        how: Any = {"timeout": subject.cfg.runner.step_timeout, "device": subject.device}
-        return numbers(played(env, subject.model, starts, greedy=self.greedy, **how))
+        return numbers(played(env, subject.model, starts, **how))
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)
