@@ -1,15 +1,18 @@
 """Two rooms of MiniGrid, one after the other, that ask for opposite things of the same sight.
 
-CLOSE, where episodes begin: a room with a blue floor. Its green square is a trap that ends the episode with
+CLOSE, where episodes begin: a room with blue walls. Its green square is a trap that ends the episode with
 nothing; the way out is an opening in the wall, worth 0.3, which closes behind the agent, and each action
-that brings it nearer is worth 0.02 (what leads away costs as much). FAR: a bare room with lava, whose green
-square is the goal, worth `0.7 (1 - t / 2H)` after t of H actions. So a policy that knows FAR alone walks
-into the trap, and what it learns in CLOSE (keep off the green square) is wrong in FAR: the state coverage
-gap of arXiv 2402.02868, in the shape of its AppleRetrieval.
+that brings it nearer is worth 0.02 (what leads away costs as much). FAR: a room with grey walls and lava,
+whose green square is the goal, worth `0.7 (1 - t / 2H)` after t of H actions. So a policy that knows FAR
+alone walks into the trap, and what it learns in CLOSE (keep off the green square) is wrong in FAR: the
+state coverage gap of arXiv 2402.02868, in the shape of its AppleRetrieval.
 
-The first level had no reward for coming nearer. Plain PPO from a clone of FAR then got none at all in
-205,000 steps (one seed), so it learned nothing that could have made it forget; that was changed, once. No
-other method was run on the first level but for five steps each, to see that the benchmark works.
+The level was changed twice, each time after plain PPO alone. First it had no reward for coming nearer, and
+PPO from a clone of FAR got none at all in 205,000 steps. Then CLOSE had a blue floor, a sight so unlike FAR
+that the clone gave the action "forward" before the opening a chance below 0.001: PPO left CLOSE in none of
+1,500 episodes, where random actions leave in 14%, so it forgot FAR and learned nothing for it. With blue
+walls on the same floor the same clone leaves in 7% of episodes and walks into the trap in 39%; that was
+measured of the clone, before any fine-tuning.
 
 It needs the package minigrid, whose partial 7 x 7 view is observed as uint8 `[147]`.
 """

@@ -9,7 +9,7 @@ import numpy as np
 from minigrid.core.constants import DIR_TO_VEC
 from minigrid.core.grid import Grid
 from minigrid.core.mission import MissionSpace
-from minigrid.core.world_object import Floor, Goal, Lava, Wall
+from minigrid.core.world_object import Goal, Lava, Wall
 from minigrid.minigrid_env import MiniGridEnv
 
 from envs.minigrid.rooms import reachable
@@ -43,11 +43,10 @@ class TwoRooms(MiniGridEnv):
         while True:
             self.grid = Grid(width, height)
             self.grid.wall_rect(0, 0, width, height)
-            self.grid.vert_wall(room + 1, 0)
             self.gap = 1 + int(rng.integers(room))
-            for x in range(1, room + 1):
-                for y in range(1, room + 1):
-                    self.grid.set(x, y, Floor("blue"))
+            for x in range(room + 1):
+                for y in range(height) if x == 0 else (0, height - 1):
+                    self.grid.set(x, y, Wall("blue"))
             near = [(x, y) for x in range(1, room + 1) for y in range(1, room + 1)]
             far = [(x + room + 1, y) for x, y in near]
             near.remove((room, self.gap))  # the cell before the opening, and the one behind it
@@ -59,7 +58,7 @@ class TwoRooms(MiniGridEnv):
             for _ in range(self._lava):
                 self.grid.set(*far.pop(int(rng.integers(len(far)))), Lava())
             self.stage = int(self._far)
-            self._set_opening()
+            self._set_wall_between()
             cells = far if self._far else near
             self.agent_pos = cells[int(rng.integers(len(cells)))]
             self.agent_dir = int(rng.integers(4))
@@ -76,7 +75,7 @@ class TwoRooms(MiniGridEnv):
             reward = _NEARER * (before - self.left.get(self._state(), 0))
         if self.stage == 0 and x > self._room + 1:
             self.stage, reward = 1, reward + _OUT
-            self._set_opening()
+            self._set_wall_between()
             seen = self.gen_obs()
         at = self.grid.get(*self.agent_pos)
         if terminated and self.stage == 1 and at is not None and at.type == "goal":
@@ -95,7 +94,7 @@ class TwoRooms(MiniGridEnv):
             (x, y)
             for x in range(1, self._room + 1)
             for y in range(1, self._room + 1)
-            if self.grid.get(x, y).type == "goal"
+            if self.grid.get(x, y) is not None
         ]
         free = {
             (x, y)
@@ -115,8 +114,13 @@ class TwoRooms(MiniGridEnv):
                     line.append(state)
         return left
 
-    def _set_opening(self) -> None:
-        self.grid.set(self._room + 1, self.gap, None if self.stage == 0 else Wall())
+    def _set_wall_between(self) -> None:
+        """Blue and open while the agent is in CLOSE, then closed and grey: from within FAR is all grey."""
+        for y in range(self.height):
+            open_here = self.stage == 0 and y == self.gap
+            self.grid.set(
+                self._room + 1, y, None if open_here else Wall("grey" if self.stage else "blue")
+            )
 
     def _solvable(self, goal: tuple[int, int]) -> bool:
         """Whether the goal can be walked to from the opening, and by the agent, around lava."""

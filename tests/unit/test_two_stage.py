@@ -88,8 +88,21 @@ def test_the_way_out_is_as_long_as_a_search_says_and_pays_by_the_action():
             assert whole == pytest.approx(0.02 * (first - now))
 
 
-def test_the_rooms_look_different():
+def test_the_rooms_differ_in_the_colour_of_their_walls_and_far_looks_the_same_however_it_was_reached():
+    def colours(seen):
+        view = seen.reshape(7, 7, 3)
+        return set(view[..., 1][view[..., 0] == 2].tolist())  # 2: MiniGrid's number of a wall
+
+    blue, grey = 2, 5
     close, far = TwoStage().make(), TwoStage(start="far").make()
-    seen = [env.reset(seed=5)[0].reshape(7, 7, 3) for env in (close, far)]
-    floor = [np.isin(x[..., 0], [3]).any() for x in seen]  # 3: MiniGrid's number of a floor
-    assert floor == [True, False]
+    for seed in range(20):
+        assert colours(close.reset(seed=seed)[0]) <= {blue, grey}, "grey: FAR, through the opening"
+        assert blue in colours(close.reset(seed=seed)[0])
+        assert colours(far.reset(seed=seed)[0]) == {grey}
+        level = close.unwrapped
+        at(close, (6, level.gap), 0)
+        seen, *_ = close.step(FORWARD)
+        assert colours(seen) == {grey}
+        at(close, (7, level.gap), 2)
+        seen, *_ = close.step(LEFT)
+        assert colours(seen) == {grey}, "the wall that closed behind the agent too"
