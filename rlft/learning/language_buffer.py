@@ -12,13 +12,13 @@ from rlft.learning.text_buffer import TextBuffer
 class LanguageBuffer(TextBuffer):
     """A `TextBuffer` read by the memory of the policy, not by the policy."""
 
-    def logp(self, learner: Any, ids_BL: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """See `TextBuffer.logp`."""
+    def loss(self, learner: Any, ids_BL: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """See `TextBuffer.loss`."""
         said = learner.policy.memory.lm(
             input_ids=ids_BL, attention_mask=_there(mask_BT), use_cache=False
         ).logits[:, :-1]
         chosen = ids_BL[:, 1:, None]
-        return said.float().log_softmax(-1).gather(-1, chosen).squeeze(-1)
+        return -said.float().log_softmax(-1).gather(-1, chosen).squeeze(-1)
 
 
 def _there(mask_BT: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,9 @@ class Retained:
 
     def taught(self, inputs: Inputs) -> Taught | None:
         """What a teacher that writes says of a micro-batch, if there is one."""
-        return None if self.teacher is None else self.teacher.taught(inputs)
+        if self.teacher is None:
+            return None
+        return self.teacher.taught(inputs.ids, inputs.position, inputs.mask, inputs.packing)
 
     def teacher_params(self, strips: Sequence[Strip]) -> torch.Tensor | None:
         """The teacher's distributions on every step `[N, D]`, if there is one."""
@@ -142,7 +144,8 @@ def retained_writing(cfg: Config, learner: Any) -> Retained:
             found.anchors[name] = anchored(learner, said, named)
         elif module == "buffer":
             key = Key(cfg.seed).child("retention", name)
-            found.buffers[name] = TextBuffer(said, cfg, key)
+            teacher = WritingTeacher(said, cfg, learner) if said.target == "teacher" else None
+            found.buffers[name] = TextBuffer(said, cfg, key, teacher)
         elif "teacher" in term.term().needs:
             found.teacher = WritingTeacher(said, cfg, learner)
     return found

@@ -1,4 +1,4 @@
-"""A frozen language model that a learner is kept near: its hidden states on the sampled positions.
+"""A frozen language model that a learner is kept near: its hidden states on given positions.
 
 A copy of its own in every rank, in the model's dtype, in eval mode.
 """
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from rlft.batch import Inputs
 from rlft.config import Config
+from rlft.packing import Packing
 from rlft.policy.distil import Taught
 from rlft.policy.lm import load_lm
 
 
 class WritingTeacher:
-    """term: `Kickstarting`, its teacher filled in."""
+    """term: `Kickstarting` or `TextReplay`, its teacher filled in."""
 
     def __init__(self, term: Any, cfg: Config, learner: Any) -> None:
         self._top_k = term.top_k
@@ -25,7 +25,13 @@ class WritingTeacher:
         self.policy.to(learner.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def taught(self, inputs: Inputs) -> Taught:
-        """Its hidden states on the decisions of a micro-batch."""
-        hidden, *_ = self.policy.read(inputs.ids, inputs.position, inputs.mask, inputs.packing)
+    def taught(
+        self,
+        ids_BL: torch.Tensor,
+        position_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        packing: Packing | None = None,
+    ) -> Taught:
+        """Its hidden states on the decisions of a micro-batch (see `LMPolicy`)."""
+        hidden, *_ = self.policy.read(ids_BL, position_BT, mask_BT, packing)
         return Taught(hidden, self.policy.causal_lm().lm_head.weight, self._top_k)

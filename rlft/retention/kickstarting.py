@@ -15,7 +15,14 @@ from pydantic import Field
 
 from rlft.config import Config
 from rlft.losses.teacher import KLToTeacher
-from rlft.retention.term import Place, Retention, filled, teacher_fits, vocabulary_fits
+from rlft.retention.term import (
+    Place,
+    Retention,
+    filled,
+    same_vocabulary,
+    teacher_fits,
+    vocabulary_fits,
+)
 from rlft.schedule import Kept
 from rlft.types import Term
 
@@ -42,8 +49,5 @@ class Kickstarting(Retention):
     def prepared(self, place: Place) -> Kickstarting:
         one = filled(self, teacher=place.start)
         if not place.acts:
-            import json
-
-            size = json.loads((place.start / "config.json").read_text())["vocab_size"]
-            vocabulary_fits(one.teacher, [size], "retention: kickstarting")
+            same_vocabulary(one.teacher, place.start, "retention: kickstarting")
         return one

@@ -13,23 +13,32 @@ from typing import Any, ClassVar
 
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
-from rlft.retention.term import Place, filled
-from rlft.retention.text_replay import TextReplay
+from rlft.retention.term import Place, Retention, filled
+from rlft.retention.texts import rows_of_text
+from rlft.schedule import Kept
+from rlft.types import Term
 
 
 @dataclass(frozen=True)
-class Language(TextReplay):
-    """As `TextReplay`; longest: tokens of one text; tokenizer: a model folder, null: that of the policy's
-    language model."""
+class Language(Retention):
+    """path: `.jsonl` rows; column: of their text; batch: texts of each optimizer step; longest: tokens of
+    one text; tokenizer: a model folder, null: that of the policy's language model."""
 
-    acting: ClassVar[bool] = True
     writing: ClassVar[bool] = False
 
+    path: str
+    coef: Kept = 0.1
+    column: str = "text"
+    batch: Positive = 8
+    tokenizer: str | None = None
     longest: Positive = 128
     called: str = "language"
 
+    def term(self) -> Term:
+        return Term(self.called, self, self.coef, module="buffer")
+
     def check(self, cfg: Config, env: Any, acts: bool) -> None:
-        TextReplay.check(self, cfg, env, acts)
+        rows_of_text(self.path, self.column)
         build = cfg.model.build
         if build is not None and (isinstance(build, str) or "lm" not in build):
             raise ConfigError(
@@ -44,3 +53,7 @@ class Language(TextReplay):
                 f"retention: the policy in {place.start} has no language model inside: {said}"
             )
         return filled(self, tokenizer=str(Path(said["lm"]).expanduser()))
+
+    def __call__(self, out: Any, batch: Any) -> Any:
+        """Not called: it learns from texts of its own (rlft/learning/language_buffer.py)."""
+        raise NotImplementedError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -144,17 +145,24 @@ def teacher_fits(path: str, env: Any, what: str) -> None:
         one.close()
 
 
-def vocabulary_fits(path: str, student: Sequence[int] | None, what: str) -> None:
-    """Raises ConfigError: no language model at `path`, or one of another vocabulary than `student`'s
-    size and hidden width, of which the first is compared."""
-    import json
-
+def vocabulary_fits(path: str, student: int | None, what: str) -> None:
+    """Raises ConfigError: no language model at `path`, or one of another size of vocabulary than
+    `student`."""
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{what}: {path!r} is no folder of a language model (no config.json)")
-    size = json.loads((folder / "config.json").read_text()).get("vocab_size")
-    if student is not None and size != student[0]:
+    size = _vocabulary(folder)
+    if student is not None and size != student:
         raise ConfigError(
-            f"{what}: the teacher in {path!r} has a vocabulary of {size}, the policy of {student[0]}; "
+            f"{what}: the teacher in {path!r} has a vocabulary of {size}, the policy of {student}; "
             f"they must share one tokenizer"
         )
+
+
+def same_vocabulary(path: str, start: Path, what: str) -> None:
+    """Raises ConfigError: a teacher at `path` that reads other tokens than the start model, or none."""
+    vocabulary_fits(path, _vocabulary(start), what)
+
+
+def _vocabulary(folder: Path) -> int | None:
+    return json.loads((folder / "config.json").read_text()).get("vocab_size")

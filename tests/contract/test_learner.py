@@ -13,8 +13,9 @@ import pytest
 import torch
 from learner_worker import STEPS, rows_of
 from tiny_llama import save_tiny_llama
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from envs.addition import build_model
 from rlft.config import Model
 from rlft.policy.reward_model import load_reward_model
 from rlft.retention.fisher import Fisher, read_fisher, write_fisher
@@ -47,6 +48,9 @@ FREEZE = [
     {"names": ["*layers.0.*", "*layers.1.mlp*"], "until": 2},
 ]
 """Held for ever, and until the third of four fits. Names are those inside the policy: `lm.model...`."""
+
+SMALL = {"token_budget": 24}
+"""Two texts of a buffer in one forward, so that nine take several, and an odd number of them."""
 
 CASES = {
     **{f"fp32 zero{s}": case(s) for s in STAGES},
@@ -85,6 +89,12 @@ CASES = {
     **{f"keep {k} zero{s}": case(s, terms="nll", keep=k) for k in ("ewc", "l2") for s in STAGES},
     **{f"keep kickstarting zero{s}": case(s, terms="nll", keep="kickstarting") for s in (0, 3)},
     "keep top_k": case(0, terms="nll", keep="top_k"),
+    **{f"keep text zero{s}": case(s, terms="nll", keep="text", learner=SMALL) for s in (0, 3)},
+    **{
+        f"keep text teacher zero{s}": case(s, terms="nll", keep="text teacher", learner=SMALL)
+        for s in (0, 3)
+    },
+    "keep text top_k": case(0, terms="nll", keep="text top_k", learner=SMALL),
     "keep ewc bf16": case(0, terms="nll", keep="ewc", dtype="bfloat16"),
     **{
         f"frozen {d} zero{s}": case(s, dtype=d, freeze=FREEZE, fits=4, deepspeed={}, lr=0.01)
@@ -132,8 +142,11 @@ def results(request, model_folder, tmp_path_factory):
     return world, dict(zip(CASES, torch.load(folder / "out.pt", weights_only=False), strict=True))
 
 
+TEXTS = ("12+7=19", "347+285=632")
+
+
 def kept_files(model_folder, folder):
-    """A teacher that is not the student, and a Fisher whose anchor is not where the student is."""
+    """A teacher that is not the student, a Fisher whose anchor is not where the student is, and texts."""
     model = LlamaForCausalLM.from_pretrained(model_folder)
     weights = {n: p.detach() for n, p in model.named_parameters() if n != "lm_head.weight"}
     generator = torch.Generator().manual_seed(1)
@@ -148,7 +161,14 @@ def kept_files(model_folder, folder):
         for p in model.parameters():
             p.add_(0.05 * noise(p))
     model.save_pretrained(folder / "teacher")
-    return {"fisher": str(folder / "fisher.safetensors"), "teacher": str(folder / "teacher")}
+    build_model(0)[1].save_pretrained(folder / "tokenizer")
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in TEXTS))
+    return {
+        "fisher": str(folder / "fisher.safetensors"),
+        "teacher": str(folder / "teacher"),
+        "tokenizer": str(folder / "tokenizer"),
+        "texts": str(folder / "texts.jsonl"),
+    }
 
 
 def reference(row):
@@ -415,7 +435,53 @@ def nll_gradient(model_folder, c, teacher=None, top_k=0, coef=0.0):
     return {n: p.grad for n, p in model.named_parameters() if n != "lm_head.weight"}
 
 
-KEPT = [n for n in CASES if n.startswith("keep") and "bf16" not in n]
+def text_gradients(model_folder, files, c):
+    """Of each text: its tokens, and the sum over them of -logp or of the teacher's KL with its gradient,
+    float64, from whole logits."""
+    read = AutoTokenizer.from_pretrained(files["tokenizer"])
+    teacher = LlamaForCausalLM.from_pretrained(files["teacher"], dtype=torch.float64)
+    found = []
+    for text in TEXTS:
+        model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+        ids = torch.tensor(read(text).input_ids)[None]
+        logq = torch.log_softmax(model(ids).logits[0, :-1], -1)
+        value = -logq.gather(1, ids[0, 1:, None]).sum()
+        if "teacher" in c["keep"] or "top_k" in c["keep"]:
+            logp = torch.log_softmax(teacher(ids).logits[0, :-1].detach(), -1)
+            p, q = logp.exp(), logq.exp()
+            if "top_k" in c["keep"]:
+                top = logp.topk(5).indices
+                p, q = p.gather(1, top), q.gather(1, top)
+                p, q = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (p, q))
+            value = (p * (p / q).log()).sum()
+        value.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if n != "lm_head.weight"}
+        found.append((ids.shape[1] - 1, float(value.detach()), grads))
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("keep text")])
+def test_texts_beside_the_batch_add_the_mean_over_their_tokens(
+    results, model_folder, tmp_path, name
+):
+    c, result = CASES[name], results[1][name]
+    short, long = text_gradients(model_folder, kept_files(model_folder, tmp_path), c)
+    plain, errors = nll_gradient(model_folder, c), {}
+    for count in range(1, 9):  # so many of the nine drawn texts may have been the short one
+        share = 0.4 / (count * short[0] + (9 - count) * long[0])
+        expected = {
+            n: g + share * (count * short[2][n] + (9 - count) * long[2][n])
+            for n, g in plain.items()
+        }
+        errors[relative_error(result, expected)] = (
+            (count * short[1] + (9 - count) * long[1]) * share / 0.4
+        )
+    assert min(errors) < 1e-4 < sorted(errors)[1]
+    assert result["metrics"][0]["loss/text_replay"] == pytest.approx(errors[min(errors)], rel=1e-4)
+    assert relative_error(result, plain) > 0.01
+
+
+KEPT = [n for n in CASES if n.startswith("keep") and "bf16" not in n and "text" not in n]
 
 
 @pytest.mark.parametrize("name", KEPT)

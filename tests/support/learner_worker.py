@@ -55,9 +55,13 @@ STEPS = {2: ((0, 0.7),), 5: ((1, -0.4), (3, 0.9))}
 RETENTION = {"ewc": [{"name": "ewc", "coef": 0.7, "path": "unread.jsonl"}],
              "l2": [{"name": "l2", "coef": 0.3}],
              "kickstarting": [{"name": "kickstarting", "coef": 0.4}],
-             "top_k": [{"name": "kickstarting", "coef": 0.4, "top_k": 5}]}  # fmt: skip
+             "top_k": [{"name": "kickstarting", "coef": 0.4, "top_k": 5}],
+             "text": [{"name": "text_replay", "coef": 0.4, "batch": 9}],
+             "text teacher": [{"name": "text_replay", "coef": 0.4, "batch": 9, "target": "teacher"}],
+             "text top_k": [{"name": "text_replay", "coef": 0.4, "batch": 9, "target": "teacher",
+                             "top_k": 5}]}  # fmt: skip
 """What a case keeps: `terms: nll` and one of these. EWC reads `case["fisher"]`, whose anchor is not where
-the weights are; the teacher is `case["teacher"]`."""
+the weights are; the teacher is `case["teacher"]`, texts are in `case["texts"]`."""
 
 
 def kept(case: dict) -> list[dict]:
@@ -65,7 +69,11 @@ def kept(case: dict) -> list[dict]:
     [term] = RETENTION[case["keep"]]
     if case["keep"] == "ewc":
         return [{"name": "ewc", "coef": term["coef"], "fisher": case["fisher"]}]
-    return [{**term, "teacher": case["teacher"]}] if term["name"] == "kickstarting" else [term]
+    if term["name"] == "kickstarting" or term.get("target") == "teacher":
+        term = {**term, "teacher": case["teacher"]}
+    if term["name"] == "text_replay":
+        term = {**term, "path": case["texts"], "tokenizer": case["tokenizer"]}
+    return [term]
 
 
 def critic_of(case: dict, cfg) -> Critic | None:

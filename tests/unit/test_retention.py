@@ -621,6 +621,28 @@ def test_a_teacher_that_writes_must_share_the_vocabulary(tmp_path):
         Kickstarting(teacher=str(tmp_path)).prepared(place)
 
 
+def test_texts_have_a_teacher_only_where_they_are_told_to(tmp_path):
+    from rlft.retention.term import Place
+    from rlft.retention.text_replay import TextReplay
+
+    for name, size in (("start", 19), ("teacher", 20)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": size}))
+    texts, teacher = tmp_path / "texts.jsonl", str(tmp_path / "teacher")
+    texts.write_text('{"text": "1+2=3"}\n')
+    cfg = parse_config(BASE, "test")
+    place = Place(cfg, tmp_path / "start", tmp_path, None, acts=False)
+    with pytest.raises(ConfigError, match=r"top_k=4 are of `target: teacher`, and target is text"):
+        TextReplay(str(texts), top_k=4).check(cfg, None, False)
+    with pytest.raises(ConfigError, match="no folder of a language model"):
+        TextReplay(str(texts), target="teacher", teacher=str(tmp_path)).check(cfg, None, False)
+    with pytest.raises(ConfigError, match=r"a vocabulary of 20, the policy of 19"):
+        TextReplay(str(texts), target="teacher", teacher=teacher).prepared(place)
+    start = str(tmp_path / "start")
+    assert TextReplay(str(texts), target="teacher").prepared(place).teacher == start
+    assert TextReplay(str(texts)).prepared(place).teacher is None
+
+
 def test_a_pattern_that_names_nothing_is_refused():
     from rlft.config import Freeze
     from rlft.learning.freeze import frozen_groups
