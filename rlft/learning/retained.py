@@ -116,7 +116,10 @@ def retained_acting(
             found.anchors[name] = anchored(learner, said, named)
             continue
         if isinstance(said, Language):
-            found.buffers[name] = LanguageBuffer(said, cfg, key.child(name))
+            budget = cfg.learner.token_budget
+            found.buffers[name] = LanguageBuffer(
+                said, key.child(name), longest=said.longest, budget=budget
+            )
             continue
         teacher = None
         if (
@@ -145,7 +148,13 @@ def retained_writing(cfg: Config, learner: Any) -> Retained:
         elif module == "buffer":
             key = Key(cfg.seed).child("retention", name)
             teacher = WritingTeacher(said, cfg, learner) if said.target == "teacher" else None
-            found.buffers[name] = TextBuffer(said, cfg, key, teacher)
+            found.buffers[name] = TextBuffer(
+                said,
+                key,
+                longest=cfg.model.max_length,
+                budget=cfg.learner.token_budget,
+                teacher=teacher,
+            )
         elif "teacher" in term.term().needs:
             found.teacher = WritingTeacher(said, cfg, learner)
     return found

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from rlft.batch import plan
-from rlft.config import Config
 from rlft.learning.writing_teacher import WritingTeacher
 from rlft.retention.texts import token_lists
 from rlft.seeding import Key
@@ -18,14 +17,20 @@ from rlft.seeding import Key
 
 class TextBuffer:
     """The texts of a `TextReplay` term, as tokens. Which are drawn is a function of the run's seed and of
-    how many optimizer steps were taken. teacher: of `target: teacher`."""
+    how many optimizer steps were taken. longest: tokens of one text; budget: of one forward; teacher: of
+    `target: teacher`."""
 
     def __init__(
-        self, term: Any, cfg: Config, key: Key, teacher: WritingTeacher | None = None
+        self,
+        term: Any,
+        key: Key,
+        *,
+        longest: int,
+        budget: int,
+        teacher: WritingTeacher | None = None,
     ) -> None:
         self._batch, self._key, self._teacher = term.batch, key, teacher
-        self._budget = cfg.learner.token_budget
-        longest = getattr(term, "longest", None) or cfg.model.max_length
+        self._budget = budget
         self._texts = token_lists(term.path, Path(term.tokenizer), longest, column=term.column)
 
     def __len__(self) -> int:

@@ -185,7 +185,7 @@ def test_language_is_learnt_by_the_model_inside_alone(policy, tiny_model, tmp_pa
     rows = [{"text": t} for t in ("12+34=", "1+2=3", "7")]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     term = Language(str(tmp_path / "t.jsonl"), batch=4, longest=5, tokenizer=str(tiny_model))
-    made = LanguageBuffer(term, None, Key(3))
+    made = LanguageBuffer(term, Key(3), longest=term.longest, budget=10)
     drawn = np.random.default_rng(Key(3).child(7).seed()).integers(0, len(made), 4)
     assert max(len(ids) for ids in made._texts) <= 5 and len({*drawn.tolist()}) > 1
 
