@@ -39,7 +39,8 @@ _MOST_EXACT = 512
 
 @dataclass(frozen=True, slots=True)
 class Fisher:
-    """fisher, anchor: float32 by parameter name, of one shape each; about: what it was computed from."""
+    """fisher, anchor: float32 by parameter name, of one shape each (from a file: read anew at each
+    access, so that whoever goes through them holds one at a time); about: what it was computed from."""
 
     fisher: Mapping[str, torch.Tensor]
     anchor: Mapping[str, torch.Tensor]
@@ -165,9 +166,11 @@ def _some(lengths: Sequence[int], count: int, rng: np.random.Generator) -> list[
 
 
 def write_fisher(path: Path, found: Fisher) -> None:
-    """Writes it whole or not at all."""
+    """Writes it whole or not at all. Raises DataError: an entry that is not finite."""
     from safetensors.torch import save_file
 
+    for name, tensor in found.fisher.items():
+        _refuse(path, name, tensor, found.anchor[name])
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"fisher/{n}": t.contiguous().cpu() for n, t in found.fisher.items()}
     tensors |= {f"anchor/{n}": t.float().contiguous().cpu() for n, t in found.anchor.items()}
@@ -188,31 +191,61 @@ def read_fisher(path: str | Path) -> Fisher:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
             about = json.loads((file.metadata() or {}).get("about", "{}"))
+        fisher, anchor = (_InFile(path, kind, names) for kind in ("fisher", "anchor"))
+        if not fisher:
+            raise DataError(f"{path} holds no Fisher; found: {', '.join(names[:5]) or 'nothing'}")
+        for name, tensor in fisher.items():
+            _refuse(path, name, tensor, anchor.get(name))
+    except DataError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path} is damaged or no Fisher file ({error}); make it again") from error
-    fisher = {n.partition("/")[2]: t for n, t in held.items() if n.startswith("fisher/")}
-    anchor = {n.partition("/")[2]: t for n, t in held.items() if n.startswith("anchor/")}
-    if not fisher:
-        raise DataError(f"{path} holds no Fisher; found: {', '.join(list(held)[:5]) or 'nothing'}")
-    for name, tensor in fisher.items():
-        if name not in anchor or anchor[name].shape != tensor.shape:
-            got = list(anchor[name].shape) if name in anchor else "none"
-            raise DataError(
-                f"{path}: {name} has a Fisher {list(tensor.shape)} and the anchor {got}; a penalty "
-                f"needs the weights that its Fisher was computed at. Make the file again"
-            )
-        for what, values in (("Fisher", tensor), ("anchor", anchor[name])):
-            if not bool(torch.isfinite(values).all()):
-                bad = int((~torch.isfinite(values)).sum())
-                raise DataError(
-                    f"{path}: the {what} of {name} has {bad} entries that are not finite; make it again, "
-                    f"from a policy whose outputs are finite"
-                )
-        if bool((tensor < 0).any()):
-            raise DataError(f"{path}: the Fisher of {name} has negative entries; make it again")
     return Fisher(fisher, anchor, about)
+
+
+class _InFile(Mapping[str, torch.Tensor]):
+    """The tensors of one kind in a file, each read when it is asked for."""
+
+    def __init__(self, path: Path, kind: str, names: Sequence[str]) -> None:
+        self._path, self._kind = path, kind
+        self._names = [n.partition("/")[2] for n in names if n.startswith(f"{kind}/")]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        if name not in self:
+            raise KeyError(name)
+        with safe_open(self._path, framework="pt") as file:
+            return file.get_tensor(f"{self._kind}/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _refuse(path: Path, name: str, fisher: torch.Tensor, anchor: torch.Tensor | None) -> None:
+    if anchor is None or anchor.shape != fisher.shape:
+        got = "none" if anchor is None else list(anchor.shape)
+        raise DataError(
+            f"{path}: {name} has a Fisher {list(fisher.shape)} and the anchor {got}; a penalty "
+            f"needs the weights that its Fisher was computed at. Make the file again"
+        )
+    for what, values in (("Fisher", fisher), ("anchor", anchor)):
+        if not bool(torch.isfinite(values).all()):
+            bad = int((~torch.isfinite(values)).sum())
+            raise DataError(
+                f"{path}: the {what} of {name} has {bad} entries that are not finite; make it again, "
+                f"from a policy whose outputs are finite"
+            )
+    if bool((fisher < 0).any()):
+        raise DataError(f"{path}: the Fisher of {name} has negative entries; make it again")
 
 
 def fits(found: Fisher, start: Path, path: str | Path) -> None:

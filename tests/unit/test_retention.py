@@ -425,6 +425,8 @@ def test_the_fisher_of_texts_is_the_mean_square_of_single_gradients():
 
 
 def test_a_fisher_file_is_read_as_it_was_written_or_refused(tmp_path):
+    from safetensors.torch import save_file
+
     path = tmp_path / "f.safetensors"
     whole = Fisher({"w": torch.rand(2, 3)}, {"w": torch.randn(2, 3)}, {"states": 3})
     write_fisher(path, whole)
@@ -432,26 +434,51 @@ def test_a_fisher_file_is_read_as_it_was_written_or_refused(tmp_path):
     assert torch.equal(again.fisher["w"], whole.fisher["w"])
     assert again.about == {"states": 3}
     bad = torch.tensor([[1.0, float("inf"), 0.0]])
-    write_fisher(path, Fisher({"w": bad}, {"w": torch.zeros(1, 3)}, {}))
-    with pytest.raises(DataError, match=r"Fisher of w has 1 entries that are not finite.*again"):
-        read_fisher(path)
-    write_fisher(path, Fisher({"w": -torch.ones(2)}, {"w": torch.zeros(2)}, {}))
-    with pytest.raises(DataError, match="negative"):
-        read_fisher(path)
-    write_fisher(path, Fisher({"w": torch.ones(2)}, {}, {}))
-    with pytest.raises(DataError, match=r"(?s)the anchor none; a penalty needs"):
-        read_fisher(path)
+    for fisher, anchor, said in (
+        (bad, torch.zeros(1, 3), r"Fisher of w has 1 entries that are not finite.*again"),
+        (bad.nan_to_num(), bad, r"anchor of w has 1 entries that are not finite.*again"),
+        (-torch.ones(2), torch.zeros(2), "negative"),
+        (torch.ones(2), torch.zeros(3), r"(?s)the anchor \[3\]; a penalty needs"),
+        (torch.ones(2), None, r"(?s)the anchor none; a penalty needs"),
+    ):
+        held = {"fisher/w": fisher} | ({} if anchor is None else {"anchor/w": anchor})
+        save_file(held, path)
+        with pytest.raises(DataError, match=said) as caught:
+            read_fisher(path)
+        assert "damaged" not in str(caught.value)
+    with pytest.raises(DataError, match="Fisher of w has 1 entries that are not finite"):
+        write_fisher(tmp_path / "new", Fisher({"w": bad}, {"w": torch.zeros(1, 3)}, {}))
+    assert not (tmp_path / "new").exists(), "what a policy with NaN outputs gives is not kept"
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match="damaged or no Fisher file"):
         read_fisher(path)
     with pytest.raises(DataError, match=r"not a file; make it with `python -m rlft\.retention"):
         read_fisher(tmp_path / "none")
-    from safetensors.torch import save_file
-
     (tmp_path / "start").mkdir()
     save_file({"w": torch.zeros(3, 2)}, tmp_path / "start/model.safetensors")
     with pytest.raises(ConfigError, match=r"another policy: its w is \[2, 3\].*\[3, 2\]"):
         fits(whole, tmp_path / "start", path)
+
+
+def test_of_a_fisher_file_one_tensor_is_held_at_a_time(tmp_path):
+    import gc
+
+    def alive():
+        gc.collect()
+        return sum(1 for x in gc.get_objects() if torch.is_tensor(x) and x.shape == (7, 1009))
+
+    path, before = tmp_path / "f.safetensors", alive()
+    fisher = {str(i): torch.rand(7, 1009) for i in range(20)}
+    write_fisher(path, Fisher(fisher, {n: -t for n, t in fisher.items()}, {}))
+    first = fisher["3"].clone()
+    del fisher
+    found = read_fisher(path)
+    assert alive() == before + 1, "the copy that the test keeps"
+    for tensor in found.anchor.values():
+        assert tensor.shape == (7, 1009)
+        assert alive() <= before + 3
+    assert torch.equal(found.fisher["3"], first) and torch.equal(found.anchor["3"], -first)
+    assert "3" in found.fisher and "20" not in found.fisher and len(found.anchor) == 20
 
 
 # -- coefficients --------------------------------------------------------------------------------
