@@ -9,9 +9,9 @@ from rlft.learning.wiring import refuse_elsewhere, trained_part
 
 
 def check_trained_part(cfg: Config, algo: Algo) -> None:
-    """Raises ConfigError or PluginError."""
+    """Raises ConfigError, DataError or PluginError."""
     if algo.acts or algo.by_noise:
         refuse_elsewhere(cfg, f"algo {type(algo).__name__}")
         return
-    trained_part(cfg)
+    trained_part(cfg).check()
     registry.build("optimizer", cfg.learner.optimizer)

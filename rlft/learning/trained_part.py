@@ -37,6 +37,10 @@ class Trainable(Protocol):
     adds: ClassVar[bool] = False
     pushed: ClassVar[str | None] = None
 
+    def check(self) -> None:
+        """Raises ConfigError or DataError for what can be known to be wrong before any work starts."""
+        return
+
     def prepared(self, lm: Any, seed: int) -> Any:
         """The model with adapters in place and `requires_grad` set."""
         return lm

@@ -1,13 +1,16 @@
 """Ways to choose what is trained, without DeepSpeed: adapters against what is published of them, choices,
 and what is refused."""
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_llama import save_tiny_llama
+from transformers import AutoTokenizer
 
+from envs.addition import build_model
 from rlft import registry
 from rlft.config import parse_config
 from rlft.errors import ConfigError
@@ -82,6 +85,72 @@ def test_what_is_published_of_an_adapter_is_what_the_learner_computes(folder, na
     fresh = load_lm(folder, "float32")
     fresh.lm.load_state_dict(sent, strict=False)
     assert torch.allclose(logp(fresh), expected, atol=1e-5)
+
+
+SUMS = [f"{a}+{b}={a + b}" for a in range(3, 90, 4) for b in (7, 120, 4321)]
+
+
+def eva(folder, texts, **args):
+    """A model whose adapters begin from these texts."""
+    build_model(0)[1].save_pretrained(folder)
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"said": text}) + "\n" for text in texts))
+    spec = peft("LoraConfig", **{"r": 4, "init_lora_weights": "eva", **args})
+    method = registry.build("trainable", {**spec, "texts": str(path), "column": "said"})
+    policy = load_lm(folder, "float32")
+    policy.lm = method.prepared(policy.lm, 0)
+    return policy
+
+
+def test_eva_begins_from_the_leading_directions_of_what_a_layer_sees(folder):
+    policy = eva(folder, SUMS, eva_config={"rho": 1.0})
+    plain, seen = load_lm(folder, "float32"), []
+    assert torch.equal(logp(policy), logp(plain)), "it says at first what it said"
+    plain.lm.model.layers[1].mlp.down_proj.register_forward_hook(
+        lambda module, given, out: seen.append(given[0][0])
+    )
+    read = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        for text in SUMS:
+            plain.lm.model(input_ids=torch.tensor([read(text).input_ids]))
+    inputs = torch.cat(seen)
+    *_, directions = torch.linalg.svd(inputs - inputs.mean(0), full_matrices=False)
+    layer = policy.causal_lm().model.layers[1].mlp.down_proj
+    rows = layer.lora_A["default"].weight.detach()
+    assert rows.shape == (4, 64)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(4), atol=1e-3, rtol=0)
+    overlap = torch.linalg.svdvals(rows @ directions[:4].T)
+    assert float(overlap.min()) > 0.95, "peft goes through the texts in batches, and stops early"
+    start = published(policy)
+    assert start.keys() == published(plain).keys()
+    assert all(torch.equal(start[n], t) for n, t in published(plain).items())
+    again = eva(folder, SUMS, eva_config={"rho": 1.0})
+    for (name, ours), theirs in zip(policy.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), f"{name}: every rank makes the same"
+
+
+def test_eva_moves_rank_between_layers_and_what_is_published_is_what_it_computes(folder):
+    policy = eva(folder, SUMS, eva_config={"rho": 2.0})
+    ranks = [p.shape[0] for n, p in policy.named_parameters() if "lora_A" in n]
+    assert sum(ranks) == 4 * 14 and min(ranks) < 4 < max(ranks) <= 8
+    start, generator = logp(policy), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in (p for p in policy.parameters() if p.requires_grad):
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    expected = logp(policy)
+    assert (expected - start).abs().max() > 1e-3
+    fresh = load_lm(folder, "float32")
+    fresh.lm.load_state_dict(published(policy), strict=False)
+    assert torch.allclose(logp(fresh), expected, atol=1e-5)
+
+
+def test_eva_does_not_wait_for_directions_that_so_few_tokens_do_not_have(folder, monkeypatch):
+    with pytest.raises(ConfigError, match=r"looks for 8 directions .* 1 texts of .* have 4 tokens"):
+        eva(folder, ["1+2="])
+    monkeypatch.setattr("rlft.learning.eva._FORWARDS", 9)
+    same = ["1+1=" * 8] * 16
+    with pytest.raises(ConfigError, match=r"after 9 forwards .* 32 directions .* have not settled"):
+        eva(folder, same, r=16, eva_config={"tau": 1.0})
 
 
 def test_shut_gates_leave_the_base_bit_for_bit(folder):
@@ -235,7 +304,9 @@ def test_policies_that_act_have_the_usual_only():
         ({"name": "patterns", "train": ["("]}, "no regular expression"),
         (peft("VeraConfg"), "Did you mean 'VeraConfig'"),
         (peft("VeraConfig", rank=3), "unexpected keyword argument 'rank'"),
-        (peft("LoraConfig", init_lora_weights="eva"), "reads data to begin from"),
+        (peft("LoraConfig", init_lora_weights="corda"), "reads data to begin from"),
+        (peft("LoraConfig", init_lora_weights="eva"), "give `texts`, a .jsonl file with 'text'"),
+        ({**peft("LoraConfig", r=4), "texts": "x.jsonl"}, "read by init_lora_weights: eva alone"),
         (peft("LoraConfig", modules_to_save=["lm_head"]), "whole modules beside adapters"),
         (peft("PromptTuningConfig", num_virtual_tokens=2), "learns a prompt, not weights"),
         (peft("LilyConfig"), "cannot be merged into the weights"),

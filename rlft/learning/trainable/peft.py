@@ -2,36 +2,65 @@
 
 What engines are sent is the model with the adapter worked into its weights, so a method must be one
 whose layers merge. Prompt learning, mixtures that depend on the input, and initialisations that read
-data (EVA, CorDA) are refused.
+data are refused, but for EVA, which reads texts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from rlft.errors import ConfigError, did_you_mean
+from rlft.learning.eva import begin_from_texts
 from rlft.learning.trained_part import Trainable
 from rlft.policy.adapters import linear_names, merged, wrapped_layers
+from rlft.retention.texts import rows_of_text
 
-_READ_DATA = ("eva", "corda", "loftq", "lora_ga")
+_READ_DATA = ("corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class Peft(Trainable):
-    """config: such as VeraConfig; args: its arguments. `target_modules` is all linear layers by default."""
+    """config: such as VeraConfig; args: its arguments. `target_modules` is all linear layers by default.
+    Of LoRA with `init_lora_weights: eva`: texts: `.jsonl` rows that it begins from; column: of their text;
+    batch: texts of one forward."""
 
     adds: ClassVar[bool] = True
 
     config: str
     args: dict[str, Any] = field(default_factory=dict)
+    texts: str | None = None
+    column: str = "text"
+    batch: Annotated[int, Field(gt=0)] = 16
+
+    def check(self) -> None:
+        """Raises ConfigError or DataError: EVA without texts, or texts that nothing reads."""
+        eva = self._start == "eva"
+        if eva and self.texts is None:
+            raise ConfigError(
+                f"learner.trainable: peft {self.config}: init_lora_weights=eva begins from what the layers "
+                f"see of texts; give `texts`, a .jsonl file with {self.column!r}"
+            )
+        if not eva and self.texts is not None:
+            raise ConfigError(
+                f"learner.trainable: peft {self.config}: `texts` are read by init_lora_weights: eva alone, "
+                f"got {self._start!r}; set it in args, or remove texts"
+            )
+        if self.texts is not None:
+            rows_of_text(self.texts, self.column)
+
+    @property
+    def _start(self) -> str:
+        return str(self.args.get("init_lora_weights")).lower()
 
     def prepared(self, lm: Any, seed: int) -> Any:
         import peft
 
         where = f"learner.trainable: peft {self.config}"
+        self.check()
         made = self._made(lm, where)
         dtype = next(lm.parameters()).dtype
         with torch.random.fork_rng():
@@ -40,6 +69,8 @@ class Peft(Trainable):
                 adapted = peft.get_peft_model(lm, made)
             except (ValueError, TypeError, RuntimeError, ImportError) as error:
                 raise ConfigError(f"{where}: {error}") from error
+        if self.texts is not None:
+            begin_from_texts(adapted, self.texts, self.column, self.batch, where)
         adapted = adapted.to(dtype)
         _refuse_what_does_not_merge(adapted, where)
         return adapted
@@ -54,11 +85,10 @@ class Peft(Trainable):
             )
         kind = getattr(peft, self.config)
         args = {"task_type": "CAUSAL_LM", **self.args}
-        start = args.get("init_lora_weights")
-        if isinstance(start, str) and start.lower() in _READ_DATA:
+        if self._start in _READ_DATA:
             raise ConfigError(
-                f"{where}: init_lora_weights={start} reads data to begin from, which is not built; use "
-                f"another, e.g. pissa or true"
+                f"{where}: init_lora_weights={self._start} reads data to begin from, which is not built; "
+                f"use another, e.g. eva, pissa or true"
             )
         if args.get("modules_to_save") or args.get("trainable_token_indices"):
             raise ConfigError(
