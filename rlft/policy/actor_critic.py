@@ -371,6 +371,11 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
             f"({said['observations']}; {said['actions']}) than this environment's "
             f"({env.observation_space}; {env.action_space}): {wrong[0]}"
         )
+    if said.get("actions") != str(env.action_space):  # as many of them, and others
+        raise ConfigError(
+            f"the policy in {str(folder)!r} takes other actions ({said.get('actions')}) than this "
+            f"environment has ({env.action_space}); use an environment with the same ones"
+        )
     policy.load_state_dict(weights)
     return policy
 
