@@ -1,11 +1,15 @@
 """Probes: what they measure, what they refuse, and the numbers made of them."""
 
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from envs.apple_retrieval import AppleRetrieval
 from rlft import registry
@@ -14,6 +18,7 @@ from rlft.config import parse_config
 from rlft.demonstrations import Demonstration, write
 from rlft.errors import ConfigError, DataError
 from rlft.policy.actor_critic import load_policy, new_policy
+from rlft.policy.lm import load_lm
 from rlft.probes import Restart, TeacherLikelihood
 from rlft.probes.probe import Subject
 from rlft.record.forgetting import curve, forgetting_html, lines, probe_charts
@@ -113,10 +118,78 @@ def test_probes_that_cannot_work_are_refused_before_anything_starts(tmp_path):
             {"name": "restart", "saved": str(tmp_path / "unseeded.jsonl")})  # fmt: skip
 
 
+def lm_eval(**keys):
+    return registry.build("probe", {"name": "lm_eval", **keys})
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
 def test_lm_eval_says_what_is_missing():
-    probe = registry.build("probe", {"name": "lm_eval", "tasks": ["arc_easy"]})
     with pytest.raises(ConfigError, match="needs the package lm-eval"):
-        probe.check(None, None)
+        lm_eval(tasks=["arc_easy"]).check(None, None)
+
+
+def test_every_number_of_a_task_is_told_once_however_its_answers_are_read(monkeypatch, tmp_path):
+    """The harness itself is played here: it says what it was asked, and numbers in its shape."""
+    asked = {}
+
+    def simple_evaluate(**keys):
+        asked.update(keys)
+        numbers = {
+            "alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5,
+            "exact_match_stderr,strict-match": 0.01, "acc,none": 1, "acc_stderr,none": "N/A",
+            "sample_len": 40,
+        }  # fmt: skip
+        return {"results": {"gsm8k": numbers}}
+
+    tasks = SimpleNamespace(TaskManager=lambda include_path: include_path)
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=simple_evaluate))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    cfg = parse_config({**TREE, "model": {"path": "x", "dtype": "float32"}}, "test")
+    found = lm_eval(tasks=["gsm8k"], limit=7, include=str(tmp_path))(
+        Subject(cfg, tmp_path, tmp_path, None, Key(0))
+    )
+    assert found == {
+        "gsm8k/exact_match/strict-match": 0.25,
+        "gsm8k/exact_match/flexible-extract": 0.5,
+        "gsm8k/acc": 1.0,
+    }
+    assert asked["model_args"]["pretrained"] == str(tmp_path)
+    assert (asked["limit"], asked["device"], asked["task_manager"]) == (7, "cpu", str(tmp_path))
+
+
+def test_a_task_of_the_harness_is_measured(tiny_model, tmp_path):
+    """With lm-eval itself, on a task of our own: of two answers the model's likelier one is right."""
+    pytest.importorskip("lm_eval")
+    rows = [{"said": f"{a}+{a}=", "answers": ["c0", "7"], "right": 0} for a in range(10)]
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "sums.yaml").write_text(
+        "task: our_sums\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.json'}}}}}\n"
+        "output_type: multiple_choice\ntest_split: test\n"
+        'doc_to_text: "{{said}}"\ndoc_to_choice: "{{answers}}"\ndoc_to_target: right\n'
+        'target_delimiter: ""\nmetric_list: [{metric: acc}]\n'
+    )
+    probe = lm_eval(tasks=["our_sums"], include=str(tmp_path))
+    probe.check(None, None)
+    with pytest.raises(ConfigError, match=r"no task 'our_sum'.*Did you mean 'our_sums'"):
+        lm_eval(tasks=["our_sum"], include=str(tmp_path)).check(None, None)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        lm_eval(tasks=["our_sums"], include=str(tmp_path / "none")).check(None, None)
+    cfg = parse_config({**TREE, "model": {"path": str(tiny_model), "dtype": "float32"}}, "test")
+    found = probe(Subject(cfg, tiny_model, tiny_model, None, Key(0)))
+    policy, right = load_lm(tiny_model, "float32"), 0
+    read = AutoTokenizer.from_pretrained(tiny_model)
+    for row in rows:
+        worth = []
+        for answer in row["answers"]:
+            ids = torch.tensor([read(row["said"] + answer).input_ids])
+            first = len(read(row["said"]).input_ids)
+            places = torch.arange(first, ids.shape[1])[None]
+            with torch.no_grad():
+                logp, _ = policy.eval()(ids, places, torch.ones_like(places, dtype=torch.bool))
+            worth.append(float(logp.sum()))
+        right += worth[0] > worth[1]
+    assert found == {"our_sums/acc": pytest.approx(right / 10)}
 
 
 def test_transfer_is_that_of_its_papers():
