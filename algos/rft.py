@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from rlft import registry
 from rlft.algo import Algo
-from rlft.config import Positive
+from rlft.config import Config, Positive
+from rlft.errors import ConfigError
 from rlft.losses import NegativeLogLikelihood
 from rlft.paths.row_file import RowFile
 from rlft.paths.rows import Kept, Question, read_questions
@@ -65,6 +66,15 @@ class RFT(Algo):
             for one in read_questions(path, key):
                 found.add(one, distance)
         return found
+
+    def suits(self, cfg: Config) -> list[str]:
+        """Refuses retention where nothing is trained."""
+        if cfg.retention and not self.online:
+            raise ConfigError(
+                "retention: algo rft trains nothing unless algo.online is true, so there is nothing to "
+                "keep; put it into the run that learns from rows.jsonl (algo: sft)"
+            )
+        return []
 
     async def collect(self, run, ticket: Ticket) -> list[Group]:
         """A group a task, also where nothing is right: its demonstrations, then its right answers."""

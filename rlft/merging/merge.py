@@ -79,7 +79,8 @@ def merge(
     """Writes the merged model as the Hugging Face folder `out`, with its provenance in merge.json.
 
     dtype: of all weights; None: each as in `settings_of`. Arithmetic is float32. Memory: the versions
-    of one tensor that the method holds at a time. Raises ConfigError if `out` exists.
+    of one tensor that the method holds at a time. Raises ConfigError if `out` exists, or a weight is
+    beyond what `dtype` can hold.
     """
     refuse_existing(out)
     first = made.settings_of
@@ -123,7 +124,22 @@ def _tensors(
         seen: set[int] = set()
         of = Versions([_reader(h, i, digests, seen) for i, h in enumerate(held)])
         with torch.no_grad():
-            yield made.method.mixed(of, where[plan.name])
+            # Without a name: while the next one is read, nothing here may hold this one.
+            yield _fitting(made.method.mixed(of, where[plan.name]), plan)
+
+
+def _fitting(mixed: torch.Tensor, plan: shards.Planned) -> torch.Tensor:
+    """The tensor. Raises ConfigError: finite weights that the dtype to be written cannot hold."""
+    if plan.dtype != torch.float16:  # the others reach as far as float32
+        return mixed
+    most = torch.finfo(plan.dtype).max
+    beyond = int((mixed.isfinite() & (mixed.abs() > most)).sum())
+    if beyond:
+        raise ConfigError(
+            f"{plan.name}: {beyond} of its weights are beyond {most:g}, the largest float16; merge with "
+            f"--dtype bfloat16 or float32"
+        )
+    return mixed
 
 
 def _reader(

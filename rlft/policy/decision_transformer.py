@@ -3,7 +3,9 @@
 LaMo: a causal language model keeps its weights and is adapted by LoRA, what it reads is embedded by small
 perceptrons in place of linear maps, and so is what it says. Source: the paper's method and its published
 code's README. Departures: any Hugging Face causal model whose body takes `inputs_embeds`, in place of
-GPT-2; actions are categorical, so the loss of an action is cross-entropy throughout.
+GPT-2; actions are categorical, so the loss of an action is cross-entropy throughout; no embedding of the
+timestep is added (the model's own positions say where in the window a step is); a step's tokens are the
+action before, the return still wanted and the state, so that what is read after the state has seen all.
 """
 
 from __future__ import annotations

@@ -81,6 +81,19 @@ def test_the_dtype_is_the_model_s_or_the_one_asked_for(two, tmp_path):
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_weights_that_float16_cannot_hold_are_refused_and_nothing_is_left(tmp_path):
+    large = {n: torch.full_like(t, 7e4) for n, t in weights(0).items()}
+    models = [saved(tmp_path / "a", large), saved(tmp_path / "b", large)]
+    made = recipe({"name": "lo_fi"}, models, base=None, onto=None)
+    with pytest.raises(
+        ConfigError, match=r"24 of its weights are beyond 65504.*bfloat16 or float32"
+    ):
+        merge(made, tmp_path / "out", "float16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    found = load_file(merge(made, tmp_path / "out", "bfloat16") / "model.safetensors")
+    assert all(t.isfinite().all() for t in found.values())
+
+
 def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
     head = {**weights(0), "lm_head.weight": weights(0)["model.embed_tokens.weight"].clone()}
     models = [saved(tmp_path / "with", head), saved(tmp_path / "without", weights(1))]
@@ -88,7 +101,9 @@ def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
     assert "lm_head.weight" not in load_file(out / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["wise_ft", "lo_fi", "ema", "model_stock"])
+@pytest.mark.parametrize(
+    "name", ["wise_ft", "lo_fi", "ema", "model_stock", "slerp", "lines", "transfer"]
+)
 def test_memory_is_that_of_one_tensor_not_of_the_model(tmp_path, monkeypatch, name):
     """Bytes of tensors that came from disk and are still alive, at every read."""
     models = [saved(tmp_path / str(i), weights(i, layers=40, width=64)) for i in range(4)]
@@ -103,11 +118,14 @@ def test_memory_is_that_of_one_tensor_not_of_the_model(tmp_path, monkeypatch, na
         return tensor
 
     monkeypatch.setattr(shards.Stored, "read", counted)
-    base, tuned = (models[0], models[1:]) if name in ("wise_ft", "model_stock") else (None, models)
-    if name == "wise_ft":
-        tuned = tuned[:1]
-    merge(recipe({"name": name}, tuned, base=base, onto=None), tmp_path / "out")
-    held = 4 if name == "model_stock" else 2
+    onto, base = {
+        "transfer": (models[0], models[1]),
+        **dict.fromkeys(("wise_ft", "model_stock", "lines"), (None, models[0])),
+    }.get(name, (None, None))
+    tuned = [m for m in models if m not in (onto, base)]
+    tuned = tuned[: {"wise_ft": 1, "lines": 1, "slerp": 2, "transfer": 1}.get(name)]
+    merge(recipe({"name": name}, tuned, base=base, onto=onto), tmp_path / "out")
+    held = {"model_stock": 4, "transfer": 3}.get(name, 2)
     assert 0 < peak[0] <= held * largest < 0.2 * 42 * largest
 
 

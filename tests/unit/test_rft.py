@@ -209,6 +209,13 @@ def test_online_trains_on_the_step_s_own_rows(tmp_path):
     assert run.fitted == [["gold", ONE]]
 
 
+def test_retention_is_refused_where_nothing_is_trained():
+    kept = SimpleNamespace(retention=[{"name": "l2"}])
+    with pytest.raises(ConfigError, match=r"trains nothing unless algo.online.*algo: sft"):
+        RFT().suits(kept)
+    assert RFT(online=True).suits(kept) == RFT().suits(SimpleNamespace(retention=[])) == []
+
+
 def test_plug_ins_of_a_file(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def short(text, task, *, most=3):\n    return len(text) <= most\n"
