@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from rlft.check.model_shape import ModelShape
 from rlft.config import Config
+from rlft.retention.ewc import L2
+from rlft.retention.kickstarting import Kickstarting
+from rlft.retention.term import retention_of
 
 GIB = float(2**30)
 GPU_OVERHEAD = 1.5 * GIB
@@ -65,6 +68,8 @@ def learner_need(cfg: Config, shape: ModelShape, *, reference: bool) -> Need:
     }
     if reference and cfg.model.lora is None:
         resident["reference"] = float(size * shape.params)
+    if kept := _retention(cfg, shape, size, split[1]):
+        resident["retention"] = kept
     if shape.critic:  # its own engine; its activations come when the policy's are gone
         resident["critic"] = resident["weights"] + resident["optimizer"]
     zero = cfg.learner.deepspeed.get("zero_optimization", {})
@@ -83,6 +88,18 @@ def learner_need(cfg: Config, shape: ModelShape, *, reference: bool) -> Need:
         live = float(zero.get("stage3_max_live_parameters", _LIVE))
         passing["gathered"] = size * min(live, shape.params)
     return Need(resident, passing)
+
+
+def _retention(cfg: Config, shape: ModelShape, size: int, shards: float) -> float:
+    """What retention terms hold on each rank: a whole teacher each, or float32 anchors (and a Fisher) of
+    what is trained, in the optimizer's shards."""
+    held = 0.0
+    for one in retention_of(cfg):
+        if one.term().module == "weights":
+            held += (4 if isinstance(one, L2) else 8) * shape.trained / shards
+        elif isinstance(one, Kickstarting) or getattr(one, "target", "text") == "teacher":
+            held += size * shape.params
+    return held
 
 
 def activations(cfg: Config, shape: ModelShape) -> float:

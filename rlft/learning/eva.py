@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rlft.errors import ConfigError
+from rlft.policy.adapters import wrapped_layers
 from rlft.retention.texts import token_lists
 
 LONGEST = 512
@@ -24,14 +25,26 @@ _FORWARDS, _PASSES = 60, 5
 
 def begin_from_texts(adapted: Any, path: str, column: str, batch: int, where: str) -> None:
     """Sets the adapters of `adapted`, a peft model with `init_lora_weights: eva`, in place. batch: texts
-    of one forward. Raises ConfigError: texts of fewer tokens than directions are asked for, or
-    directions that do not settle; DataError."""
+    of one forward. Raises ConfigError: a layer that is not linear, more directions than a layer has inputs
+    or texts have tokens, or directions that do not settle; DataError."""
     from peft import initialize_lora_eva_weights
 
     base = adapted.get_base_model()
     found = token_lists(path, Path(base.name_or_path), LONGEST, column=column)
     settings = adapted.peft_config["default"]
     wanted = round(max([settings.r, *settings.rank_pattern.values()]) * settings.eva_config.rho)
+    for name, layer in wrapped_layers(base)[1].items():
+        inner = layer.get_base_layer()
+        if not isinstance(inner, torch.nn.Linear):
+            raise ConfigError(
+                f"{where}: eva is for linear layers, and {name} is a {type(inner).__name__}; leave it "
+                f"out of target_modules"
+            )
+        if inner.in_features < wanted:
+            raise ConfigError(
+                f"{where}: eva looks for {wanted} directions (r x rho), and the inputs of {name} have "
+                f"{inner.in_features}; set a smaller r, or eva_config.rho"
+            )
     batches = _batches(found, batch, wanted)
     if not batches:  # peft would wait for ever for directions that so few tokens do not have
         raise ConfigError(

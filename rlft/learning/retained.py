@@ -147,7 +147,11 @@ def retained_writing(cfg: Config, learner: Any) -> Retained:
             found.anchors[name] = anchored(learner, said, named)
         elif module == "buffer":
             key = Key(cfg.seed).child("retention", name)
-            teacher = WritingTeacher(said, cfg, learner) if said.target == "teacher" else None
+            teacher = (
+                WritingTeacher(said, cfg, learner)
+                if getattr(said, "target", "text") == "teacher"
+                else None
+            )
             found.buffers[name] = TextBuffer(
                 said,
                 key,

@@ -31,7 +31,9 @@ class TextBuffer:
     ) -> None:
         self._batch, self._key, self._teacher = term.batch, key, teacher
         self._budget = budget
-        self._texts = token_lists(term.path, Path(term.tokenizer), longest, column=term.column)
+        self._texts = token_lists(
+            term.path, Path(term.tokenizer).expanduser(), longest, column=term.column
+        )
 
     def __len__(self) -> int:
         return len(self._texts)

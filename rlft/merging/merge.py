@@ -133,6 +133,9 @@ def _fitting(mixed: torch.Tensor, plan: shards.Planned) -> torch.Tensor:
     if plan.dtype != torch.float16:  # the others reach as far as float32
         return mixed
     most = torch.finfo(plan.dtype).max
+    least, largest = mixed.aminmax()  # costs no memory, as counting does
+    if -most <= float(least) and float(largest) <= most:
+        return mixed
     beyond = int((mixed.isfinite() & (mixed.abs() > most)).sum())
     if beyond:
         raise ConfigError(

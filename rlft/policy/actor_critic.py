@@ -343,7 +343,7 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
 
     from rlft import registry
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder / "policy.json").is_file():
         raise ConfigError(
             f"{str(folder)!r} holds no policy of an environment: no policy.json in it"

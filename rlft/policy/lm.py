@@ -133,7 +133,8 @@ def load_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    lm: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype))
+    folder = str(Path(path).expanduser())
+    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     _refuse_unusual_head(lm)
     lm.lm_head = LogProbHead(lm.lm_head.weight)
     if gradient_checkpointing:

@@ -190,10 +190,10 @@ def read_fisher(path: str | Path) -> Fisher:
             f"{path} is not a file; make it with `python -m rlft.retention.fisher CONFIG {path}`"
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-        fisher, anchor = (_InFile(path, kind, names) for kind in ("fisher", "anchor"))
+        file: Any = safe_open(path, framework="pt")
+        names = list(file.keys())
+        about = json.loads((file.metadata() or {}).get("about", "{}"))
+        fisher, anchor = (_InFile(file, kind, names) for kind in ("fisher", "anchor"))
         if not fisher:
             raise DataError(f"{path} holds no Fisher; found: {', '.join(names[:5]) or 'nothing'}")
         for name, tensor in fisher.items():
@@ -206,19 +206,17 @@ def read_fisher(path: str | Path) -> Fisher:
 
 
 class _InFile(Mapping[str, torch.Tensor]):
-    """The tensors of one kind in a file, each read when it is asked for."""
+    """The tensors of one kind in an open file, each read when it is asked for."""
 
-    def __init__(self, path: Path, kind: str, names: Sequence[str]) -> None:
-        self._path, self._kind = path, kind
-        self._names = [n.partition("/")[2] for n in names if n.startswith(f"{kind}/")]
+    def __init__(self, file: Any, kind: str, names: Sequence[str]) -> None:
+        self._file, self._kind = file, kind
+        found = [n.partition("/")[2] for n in names if n.startswith(f"{kind}/")]
+        self._names = dict.fromkeys(found)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        from safetensors import safe_open
-
-        if name not in self:
+        if name not in self._names:
             raise KeyError(name)
-        with safe_open(self._path, framework="pt") as file:
-            return file.get_tensor(f"{self._kind}/{name}")
+        return self._file.get_tensor(f"{self._kind}/{name}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

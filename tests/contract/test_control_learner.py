@@ -59,15 +59,15 @@ def said(module, obs):
 
 
 def objective(module, teacher, name, first):
-    """The mean -logp of the actions, and the mean KL to the teacher. first: how many of the buffer's draw
-    are its first state."""
+    """(the mean -logp of the actions, the mean KL to the teacher). first: how many of the buffer's draw are
+    its first state."""
     strips = rollout()
     rows = [{"observation": torch.from_numpy(s.obs["observation"])[None]} for s in strips]
     logp = torch.cat([module(r, None)[0][0].log_softmax(-1) for r in rows])
     action = torch.cat([torch.from_numpy(s.action) for s in strips]).long()
     value = -logp.gather(1, action).mean()
     if name not in ("kickstarting", "behavioural_cloning"):
-        return value
+        return value, torch.zeros(())
     if name == "behavioural_cloning":
         rows = [{"observation": torch.from_numpy(kept_states())[None]}]
         logp = module(rows[0], None)[0][0].log_softmax(-1)
@@ -77,17 +77,26 @@ def objective(module, teacher, name, first):
     share = torch.full((len(kl),), 1 / len(kl))
     if name == "behavioural_cloning":
         share = torch.tensor([first / BATCH, 1 - first / BATCH])
-    return value + COEF * (kl * share).sum()
+    return value, (kl * share).sum()
 
 
 def two_steps(files, name, draws):
-    """The weights after two steps of plain gradient descent, from the formulas."""
+    """The weights after two steps of plain gradient descent, and the mean of the term, from formulas."""
     _, fisher, anchor = files
     module, teacher = policy(1), policy(5)
     start = {n: p.detach().clone() for n, p in module.named_parameters()}
+    values = []
     for first in draws:
         module.zero_grad()
-        objective(module, teacher, name, first).backward()
+        value, term = objective(module, teacher, name, first)
+        (value + COEF * term).backward()
+        with torch.no_grad():
+            here = dict(module.named_parameters())
+            if name == "ewc":
+                term = sum((fisher[n] * (here[n] - anchor[n]) ** 2).sum() for n in fisher)
+            if name == "l2":
+                term = sum(((here[n] - start[n]) ** 2).sum() for n in fisher)
+        values.append(float(term.detach()))
         with torch.no_grad():
             for n, p in module.named_parameters():
                 grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -96,7 +105,7 @@ def two_steps(files, name, draws):
                 if name == "l2" and n in fisher:
                     grad = grad + 2 * COEF * (p - start[n])
                 p.sub_(LR * grad)
-    return {n: p.detach() for n, p in module.named_parameters()}
+    return {n: p.detach() for n, p in module.named_parameters()}, sum(values) / 2
 
 
 def error(result, expected):
@@ -112,10 +121,13 @@ def test_two_steps_are_those_of_plain_gradient_descent(results, files, stage, na
     draws = [(0, 0)]
     if name == "behavioural_cloning":  # what was drawn is the buffer's affair: some draw must fit
         draws = [(a, b) for a in range(BATCH + 1) for b in range(BATCH + 1)]
-    errors = sorted(error(result, two_steps(files, name, draw)) for draw in draws)
+    made = [two_steps(files, name, draw) for draw in draws]
+    errors, values = zip(
+        *sorted((error(result, after), value) for after, value in made), strict=True
+    )
     assert errors[0] < 1e-4
     if len(errors) > 1:
         assert errors[1] > 1e-3, "another draw would have fitted too"
     if name != "none":
-        assert error(result, two_steps(files, "none", (0, 0))) > 0.01, "the term did nothing"
-        assert result["metrics"][f"loss/{name}"] > 0
+        assert error(result, two_steps(files, "none", (0, 0))[0]) > 0.01, "the term did nothing"
+        assert result["metrics"][f"loss/{name}"] == pytest.approx(values[0], rel=1e-4)

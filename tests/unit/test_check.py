@@ -183,6 +183,25 @@ def test_colocated_engines_and_learners_share_a_gpu_and_apart_they_do_not():
     assert any("cache for" in line and "sequences of 4096 tokens" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    "term, bytes_a_weight",
+    [
+        ({"name": "kickstarting"}, 2),  # a whole teacher in bfloat16 on every rank
+        ({"name": "text_replay", "path": "x.jsonl", "target": "teacher"}, 2),
+        ({"name": "text_replay", "path": "x.jsonl"}, 0),
+        ({"name": "l2"}, 4 / 8),  # float32, in the shards of eight optimizers
+        ({"name": "ewc", "fisher": "f"}, 8 / 8),
+    ],
+)
+def test_what_a_retention_term_holds_is_counted(term, bytes_a_weight):
+    def need(*terms):
+        cfg = gpus(8, learner={"zero_stage": 3}, retention=list(terms))
+        return learner_need(cfg, SEVEN_B, reference=False).idle
+
+    assert need(term) - need() == bytes_a_weight * SEVEN_B.params
+    assert need(term, {"name": "kickstarting", "called": "b"}) - need(term) == 2 * SEVEN_B.params
+
+
 def test_a_reference_model_costs_its_weights():
     with_it = learner_need(gpus(1), SEVEN_B, reference=True).idle
     assert with_it - learner_need(gpus(1), SEVEN_B, reference=False).idle == 2 * SEVEN_B.params

@@ -605,14 +605,15 @@ def test_a_teacher_of_another_action_set_is_refused(tmp_path):
         checked(retention=[term])
 
 
-def test_a_policy_for_as_many_actions_that_are_others_is_refused(tmp_path):
+def test_a_policy_for_as_many_actions_that_are_others_is_refused(tmp_path, monkeypatch):
     import gymnasium
 
     from rlft.policy.actor_critic import load_policy, new_policy
 
     env = gymnasium.make("Pendulum-v1")
     new_policy({"name": "mlp"}, env, 0, tmp_path / "teacher")
-    load_policy(tmp_path / "teacher", env)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_policy("~/teacher", env)
     env.action_space = gymnasium.spaces.Box(-9.0, 9.0, (1,))
     with pytest.raises(ConfigError, match=r"takes other actions \(Box\(-2.0.* has \(Box\(-9.0"):
         load_policy(tmp_path / "teacher", env)

@@ -144,12 +144,28 @@ def test_eva_moves_rank_between_layers_and_what_is_published_is_what_it_computes
     assert torch.allclose(logp(fresh), expected, atol=1e-5)
 
 
+def test_eva_refuses_what_it_cannot_begin(folder):
+    with pytest.raises(
+        ConfigError, match=r"looks for 34 directions .* and the inputs of .* have 32"
+    ):
+        eva(folder, SUMS, r=17)
+    with pytest.raises(
+        ConfigError, match=r"for linear layers, and .*embed_tokens.* is a Embedding"
+    ):
+        eva(folder, SUMS, target_modules=["embed_tokens", "q_proj"])
+    spec = peft("AdaLoraConfig", init_lora_weights="eva", total_step=10)
+    with pytest.raises(ConfigError, match="is for LoraConfig"):
+        registry.build("trainable", {**spec, "texts": "x.jsonl"}).check()
+
+
 def test_eva_does_not_wait_for_directions_that_so_few_tokens_do_not_have(folder, monkeypatch):
     with pytest.raises(ConfigError, match=r"looks for 8 directions .* 1 texts of .* have 4 tokens"):
         eva(folder, ["1+2="])
     monkeypatch.setattr("rlft.learning.eva._FORWARDS", 9)
     same = ["1+1=" * 8] * 16
-    with pytest.raises(ConfigError, match=r"after 9 forwards .* 32 directions .* have not settled"):
+    with pytest.raises(
+        ConfigError, match=r"after 20 forwards .* 32 directions .* have not settled"
+    ):
         eva(folder, same, r=16, eva_config={"tau": 1.0})
 
 

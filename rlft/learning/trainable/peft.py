@@ -34,11 +34,15 @@ class Peft(Trainable):
     args: dict[str, Any] = field(default_factory=dict)
     texts: str | None = None
     column: str = "text"
-    batch: Annotated[int, Field(gt=0)] = 16
+    batch: Annotated[int, Field(gt=0)] = 4
 
     def check(self) -> None:
         """Raises ConfigError or DataError: EVA without texts, or texts that nothing reads."""
         eva = self._start == "eva"
+        if eva and self.config != "LoraConfig":
+            raise ConfigError(
+                f"learner.trainable: peft {self.config}: init_lora_weights=eva is for LoraConfig; use that"
+            )
         if eva and self.texts is None:
             raise ConfigError(
                 f"learner.trainable: peft {self.config}: init_lora_weights=eva begins from what the layers "
@@ -67,10 +71,12 @@ class Peft(Trainable):
             torch.manual_seed(seed)  # the same on every rank
             try:
                 adapted = peft.get_peft_model(lm, made)
+                if self.texts is not None:
+                    begin_from_texts(adapted, self.texts, self.column, self.batch, where)
+            except ConfigError:
+                raise
             except (ValueError, TypeError, RuntimeError, ImportError) as error:
                 raise ConfigError(f"{where}: {error}") from error
-        if self.texts is not None:
-            begin_from_texts(adapted, self.texts, self.column, self.batch, where)
         adapted = adapted.to(dtype)
         _refuse_what_does_not_merge(adapted, where)
         return adapted
