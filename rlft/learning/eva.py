@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from rlft.errors import ConfigError
+from rlft.learning.language_buffer import there
+from rlft.learning.text_buffer import padded
 from rlft.policy.adapters import wrapped_layers
 from rlft.retention.texts import token_lists
 
@@ -92,10 +94,5 @@ def _batches(texts: list[list[int]], size: int, least: int) -> list[dict[str, to
 
 
 def _padded(texts: list[list[int]]) -> dict[str, torch.Tensor]:
-    longest = max(len(ids) for ids in texts)
-    ids = torch.zeros(len(texts), longest, dtype=torch.int64)
-    there = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-        there[row, : len(text)] = 1
-    return {"input_ids": ids, "attention_mask": there}
+    ids, after = padded(texts)
+    return {"input_ids": ids, "attention_mask": there(after)}

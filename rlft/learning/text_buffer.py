@@ -48,7 +48,7 @@ class TextBuffer:
         [update] = plan([len(ids) for ids in drawn], world=learner.world, budget=self._budget)
         share = 0.0
         for micro in update.ranks[rank]:
-            ids, mask = (x.to(learner.device) for x in _padded([drawn[row] for row in micro]))
+            ids, mask = (x.to(learner.device) for x in padded([drawn[row] for row in micro]))
             value = (self.loss(learner, ids, mask) * mask).sum() / tokens
             learner.backward(coef * value)
             share += float(value.detach())
@@ -64,7 +64,7 @@ class TextBuffer:
         return learner.forward(ids_BL, position, mask_BT, 1.0, None, taught).teacher_kl
 
 
-def _padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids `[B, L]`, which tokens after the first are there `[B, L - 1]`); of no text, none of one."""
     longest = max((len(ids) for ids in texts), default=2)
     ids = torch.zeros(max(1, len(texts)), longest, dtype=torch.int64)
