@@ -198,7 +198,7 @@ def where_time_goes(envs: int, steps: int, segments: int) -> None:
         played.steps(2 * envs * steps)
         for guarded in played.runner._blocks[0]._envs:
             timed("simulator", guarded.unwrapped, "advance")
-        timed("policy", played.runner, "_act")
+        timed("policy", played.runner, "_answer")
         began = time.perf_counter()
         played.steps(segments * envs * steps)
         whole = time.perf_counter() - began

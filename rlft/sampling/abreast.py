@@ -2,7 +2,8 @@
 
 Gymnasium's own `step` stacks a list per array and gathers infos that nobody reads; for a simulator that
 takes 20 microseconds a step that is the larger part. One alarm watches a whole round, not two system calls
-a step; it begins anew where a step took more than a hundredth of what it may.
+a step; it begins anew where a step took more than a hundredth of what it may. Whether numbers lie within
+their space is asked once a round, of all of them; who is to blame, only where the answer is no.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rlft.sampling.guarded import Alarm, Guarded
+from rlft.sampling.within import numbers_within
 
 
 class Abreast(SyncVectorEnv):
@@ -24,6 +26,7 @@ class Abreast(SyncVectorEnv):
         super().__init__(makes, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         self.guarded: list[Any] = list(self.envs)
         self._alarm, self._slow = Alarm(timeout), timeout / 100
+        self._numbers_within = numbers_within(self.single_observation_space)
 
     def step(self, actions: Any) -> Any:
         """(observations, rewards float64 `[M]`, terminated, truncated bool `[M]`, no infos)."""
@@ -33,17 +36,26 @@ class Abreast(SyncVectorEnv):
         with self._alarm:
             began = time.monotonic()
             for i, env in enumerate(self.guarded):
-                seen[i], rewards[i], terminated[i], truncated[i] = env.advance(actions[i])
+                shown, rewards[i], terminated[i], over = env.advance(actions[i])
+                seen[i], truncated[i] = shown, over
+                self._write(i, shown)  # at once: it still is in the core's cache
                 now = time.monotonic()
-                if truncated[i] or now - began > self._slow:
+                if over or now - began > self._slow:
                     self._alarm.start()  # a failure may have stopped it
                     began = now
+        if not self._numbers_within(self._observations):
+            for i, env in enumerate(self.guarded):
+                if env.refused():
+                    rewards[i], terminated[i], truncated[i] = 0.0, False, True
+                    seen[i] = env.shown
+                    self._write(i, env.shown)
+        return self._observations, rewards.copy(), terminated.copy(), truncated.copy(), {}
+
+    def _write(self, i: int, shown: Any) -> None:
+        """Puts what one environment shows into the block's arrays."""
         out: Any = self._observations
         if isinstance(out, dict):
             for name, array in out.items():
-                for i, one in enumerate(seen):
-                    array[i] = one[name]
+                array[i] = shown[name]
         else:
-            for i, one in enumerate(seen):
-                out[i] = one
-        return out, rewards.copy(), terminated.copy(), truncated.copy(), {}
+            out[i] = shown

@@ -19,7 +19,7 @@ import gymnasium
 from rlft.errors import UserError
 from rlft.sampling.actions import Actions
 from rlft.sampling.snapshot import Course, How, Snapshot, copied_actions, restore, take
-from rlft.sampling.within import blank, within
+from rlft.sampling.within import blank, shaped, within
 
 
 class StepTimeout(BaseException):
@@ -119,9 +119,15 @@ class Guarded(gymnasium.Wrapper):
         self._make, self._names, self._alarm = make, names, Alarm(timeout)
         self.running: Running | None = None
         self._next: Running | Point | None = None
-        self._within = within(self.observation_space)
+        self._within, self._shaped = within(self.observation_space), shaped(self.observation_space)
+        self._before: tuple[Any, ...] = ()
         self._last: Any = blank(self.observation_space)
         self._remake = False
+
+    @property
+    def shown(self) -> Any:
+        """The last observation."""
+        return self._last
 
     def begin(self, at: Running | Point | None) -> None:
         """Says what the next `reset` begins; None: nothing, the environment idles."""
@@ -146,7 +152,8 @@ class Guarded(gymnasium.Wrapper):
                     self._last, info = self.env.reset(
                         seed=episode.seed, options=dict(episode.options) or None
                     )
-            self._require_within_space("reset")
+            if not self._within(self._last):
+                self._outside("reset")
             if not isinstance(start, Point):  # which was noted when it was reached
                 self._note(info)
             self._info = info
@@ -158,10 +165,14 @@ class Guarded(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         with self._alarm:
-            return *self.advance(action), {}
+            answer = self.advance(action)
+            if self.refused():
+                answer = self._last, 0.0, False, True
+            return *answer, {}
 
     def advance(self, action: Any) -> tuple[Any, float, bool, bool]:
-        """A step without an alarm of its own: whoever calls it has set one."""
+        """A step without an alarm of its own: whoever calls it has set one, and asks `refused` afterwards
+        if the numbers that it shows are not within their space."""
         episode = self.running
         if episode is None:
             return self._last, 0.0, False, False
@@ -175,7 +186,8 @@ class Guarded(gymnasium.Wrapper):
             reward = float(reward)
             if not math.isfinite(reward):
                 raise ValueError(f"the environment gave a reward of {reward}")
-            self._require_within_space("step")
+            if not self._shaped(self._last):
+                self._outside("step")
             if self._names:
                 self._note(info)
             success = bool(info["success"]) if "success" in info else episode.success
@@ -191,11 +203,29 @@ class Guarded(gymnasium.Wrapper):
             self._patience.row.clear()
         if self._how == "replay":
             episode.actions.append(action)
+        self._before = episode.ret, episode.success, episode.facts
         episode.ret += reward
         episode.length += 1
         episode.success, episode.facts = success, facts
         episode.over = terminated or truncated
         return self._last, reward, terminated, truncated
+
+    def refused(self) -> bool:
+        """Whether the last step showed numbers outside their space. Then it has failed, as if it had raised,
+        and does not count. Apart from `advance`, since a block asks about all its numbers at once."""
+        episode = self.running
+        if episode is None or episode.error or self._within(self._last):
+            return False
+        episode.ret, episode.success, episode.facts = self._before
+        episode.length -= 1
+        if self._names:
+            del episode.traces[-1]
+        try:
+            self._outside("step")
+        except ValueError as error:
+            self._failed(error)
+        episode.over = True
+        return True
 
     def point(self) -> Point:
         """Where the episode is now. Raises ConfigError: it has ended, or there is no going back."""
@@ -222,12 +252,11 @@ class Guarded(gymnasium.Wrapper):
                 raise KeyError(f"info has no {error}; it has {sorted(info)}") from None
             self.running.traces.append(said)
 
-    def _require_within_space(self, when: str) -> None:
-        if not self._within(self._last):
-            raise ValueError(
-                f"the observation of {when} lies outside its space {self.observation_space}: "
-                f"{str(self._last)[:200]}"
-            )
+    def _outside(self, when: str) -> None:
+        raise ValueError(
+            f"the observation of {when} lies outside its space {self.observation_space}: "
+            f"{str(self._last)[:200]}"
+        )
 
     def _failed(self, error: BaseException) -> None:
         """The episode ends as an error, and the environment is made again before the next."""

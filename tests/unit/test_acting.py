@@ -636,6 +636,23 @@ def test_an_observation_outside_its_space_is_an_error(fault, at):
     assert np.isfinite(pieces[0].strip.after["observation"]).all()
 
 
+@pytest.mark.parametrize("fault", ["outside", "nan", "shape", "raises"])
+def test_one_environment_at_fault_costs_its_block_nothing_and_its_last_step_does_not_count(fault):
+    policy = policy_for(Walk())
+
+    def played(fault):
+        made = iter([None, None, fault])  # the first is asked for its spaces alone
+        block = block_of(lambda: Walk(fault=next(made, None), at=4, length=20, limit=9), policy)
+        return drive(policy, block.episodes([Start(task_of(i, 0), i) for i in range(3)]))[0]
+
+    sound, pieces = played(None), played(fault)
+    same_strips([pieces[0], pieces[2]], [sound[0], sound[2]])
+    failed = pieces[1].episode
+    assert (pieces[1].end, failed.length) == ("error", 3)
+    assert failed.ret == pytest.approx(float(sound[1].strip.reward[:3].sum()), abs=1e-6)
+    assert np.array_equal(failed.traces["place"], sound[1].episode.traces["place"][:4])
+
+
 @pytest.mark.parametrize("fault", ["outside", "nan", "raises"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("segments", [True, False])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector.utils import concatenate, create_empty_array
 
-from rlft.sampling.within import blank, within
+from rlft.sampling.within import blank, numbers_within, shaped, within
 
 SPACES = [
     spaces.Box(-1, 1, (3,), np.float32),
@@ -66,3 +67,24 @@ def test_a_box_of_truths_has_no_numbers_to_compare():
     assert check(np.array([True, False, True]))
     assert not check(np.array([1.0, 0.0, 2.0]))
     assert not check(np.array([True]))
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_a_batch_is_within_where_each_of_it_is(space):
+    space.seed(1)
+    alone, numbers, rng = shaped(space), numbers_within(space), np.random.default_rng(1)
+
+    def stacked(xs):
+        return concatenate(space, xs, create_empty_array(space, len(xs)))
+
+    asked = 0
+    for _ in range(20):
+        good = [space.sample() for _ in range(3)]
+        assert numbers(stacked(good))
+        for bad in changed(good[1], rng):
+            whole = isinstance(space, spaces.Dict) or np.can_cast(np.asarray(bad).dtype, space.dtype)
+            if alone(bad) and whole:  # other shapes and types never reach a batch
+                assert numbers(stacked([good[0], bad, good[2]])) == within(space)(bad), bad
+                asked += 1
+    if space in (SPACES[0], SPACES[4], SPACES[-1]):
+        assert asked
