@@ -55,14 +55,14 @@ class _Nothing(nn.Module):
     def take_in(self, obs: Any) -> None: ...
 
 
-def config(build: dict[str, Any], envs: int, steps: int, **changes: Any) -> Config:
+def config(build: dict[str, Any], envs: int, segment: int, **changes: Any) -> Config:
     base = {
         "name": "nethack_speed",
         "steps": 1,
         "tasks_per_step": 1,
         "algo": {
             "name": "control_ppo",
-            "steps": steps,
+            "steps": segment,
             "vtrace": True,
             "epochs": 1,
             "minibatches": 1,

@@ -211,8 +211,8 @@ class Guarded(gymnasium.Wrapper):
         return self._last, reward, terminated, truncated
 
     def refused(self) -> bool:
-        """Whether the last step showed numbers outside their space. Then it has failed, as if it had raised,
-        and does not count. Apart from `advance`, since a block asks about all its numbers at once."""
+        """Whether the last step showed numbers outside their space. Then it has failed, as if it had
+        raised, and does not count. Apart from `advance`: a block asks about all numbers at once."""
         episode = self.running
         if episode is None or episode.error or self._within(self._last):
             return False

@@ -103,7 +103,7 @@ def _one_range(space: spaces.MultiDiscrete) -> bool:
 
 
 def _has_numbers(space: spaces.Box) -> bool:
-    return bool(space.shape and space.low.size and space.dtype.kind != "b")
+    return bool(space.shape and space.low.size and np.dtype(space.dtype).kind != "b")
 
 
 def _box(space: spaces.Box) -> Check:
