@@ -82,7 +82,9 @@ def test_a_batch_is_within_where_each_of_it_is(space):
         good = [space.sample() for _ in range(3)]
         assert numbers(stacked(good))
         for bad in changed(good[1], rng):
-            whole = isinstance(space, spaces.Dict) or np.can_cast(np.asarray(bad).dtype, space.dtype)
+            whole = isinstance(space, spaces.Dict) or np.can_cast(
+                np.asarray(bad).dtype, space.dtype
+            )
             if alone(bad) and whole:  # other shapes and types never reach a batch
                 assert numbers(stacked([good[0], bad, good[2]])) == within(space)(bad), bad
                 asked += 1
