@@ -274,7 +274,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Stretches of episodes `[B, T]`, each from its state `[B, H]`: parameters `[B, T, D]` and values
         `[B, T]`. real: int64 `[N]`, which of the B T steps are some of an episode, None: all; the others,
-        after their episode's end, are 0 and not computed, but by the memory. carry: also the states
+        after their episode's end, are 0 and not computed, but by a recurrent memory. carry: also the states
         `[B, H]` after T steps, of a policy with a memory; critic_only: nothing but what the value alone
         reads gets a gradient."""
         rows, steps = next(iter(obs.values())).shape[:2]
@@ -291,7 +291,7 @@ class ActorCritic(nn.Module):
             hidden = self.policy_encoder(flat)
             if self.memory is not None:
                 assert state is not None
-                read, state = self.memory.read(placed(hidden), state)
+                read, state = self.memory.read(placed(hidden), state, real)
                 read = read.flatten(0, 1)
                 hidden = self._read(read if real is None else read[real], hidden)
             params = placed(self._params(hidden))

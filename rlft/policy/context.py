@@ -28,10 +28,11 @@ class Context(nn.Module):
         self.state_size = (steps - 1) * TOKENS * size + 1
 
     def read(
-        self, x_BTD: torch.Tensor, state_BH: torch.Tensor
+        self, x_BTD: torch.Tensor, state_BH: torch.Tensor, real: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(what it says of each step `[B, T, width]`, the state after the last). x_BTD: the three tokens
-        of each step one after the other."""
+        of each step one after the other; real: int64 `[N]`, which of the B T steps are asked about, None:
+        all; what is said of others is nothing to go by."""
         batch, new, past = x_BTD.shape[0], x_BTD.shape[1], self.steps - 1
         known = state_BH[:, -1].round().long()
         before = state_BH[:, :-1].reshape(batch, past, TOKENS * self.size)
@@ -46,7 +47,12 @@ class Context(nn.Module):
             windows = whole.unfold(1, self.steps, 1).movedim(-1, 2).flatten(0, 1)
             steps = torch.arange(new, device=x_BTD.device)
             held = (known[:, None] + steps).clamp(max=past).flatten()
-            at_observation = self._said(windows, past - held)[:, -1].view(batch, new, -1)
+            if real is not None:
+                windows, held = windows[real], held[real]
+            said = self._said(windows, past - held)[:, -1]
+            if real is not None:
+                said = said.new_zeros(batch * new, said.shape[1]).index_copy(0, real, said)
+            at_observation = said.view(batch, new, -1)
         kept = whole[:, new:] if past else whole[:, :0]
         count = (known + new).clamp(max=past).to(state_BH.dtype)
         state = torch.cat([kept.reshape(batch, -1).to(state_BH.dtype), count[:, None]], 1)

@@ -130,6 +130,33 @@ def test_it_sees_so_many_steps_and_nothing_later_or_of_another_episode(policy):
     assert moved.tolist() == [False, False, True, True, True, True, False, False, False]
 
 
+def test_steps_that_are_none_of_an_episode_are_not_read_and_change_nothing(policy, monkeypatch):
+    obs, *_ = episode(8)
+    batch = {n: torch.stack([torch.as_tensor(x)] * 2) for n, x in as_tensors(obs, "cpu").items()}
+    steps = len(obs["to_go"])
+    mask = torch.ones(2, steps, dtype=torch.bool)
+    mask[1, 3:] = False
+    sizes, body = [], Context._said
+    monkeypatch.setattr(
+        Context, "_said", lambda self, x, *a: sizes.append(len(x)) or body(self, x, *a)
+    )
+
+    def told(real):
+        policy.zero_grad()
+        params, value = policy(batch, torch.zeros(2, policy.state_size), real=real)
+        (params[mask].square().sum() + value[mask].square().sum()).backward()
+        grads = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+        return params[mask], value[mask], grads
+
+    whole, real = told(None), told(mask.flatten().nonzero()[:, 0])
+    assert sizes == [2 * steps, steps + 3]
+    for a, b in zip(whole[:2], real[:2], strict=True):
+        torch.testing.assert_close(a, b)
+    assert whole[2].keys() == real[2].keys()
+    for name, grad in whole[2].items():
+        torch.testing.assert_close(grad, real[2][name], rtol=1e-4, atol=1e-6)
+
+
 def test_lora_leaves_the_language_model_and_everything_else_learns(policy):
     trained = {n for n, p in policy.named_parameters() if p.requires_grad}
     frozen = {n for n, p in policy.named_parameters() if not p.requires_grad}
