@@ -371,13 +371,22 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
             f"({said['observations']}; {said['actions']}) than this environment's "
             f"({env.observation_space}; {env.action_space}): {wrong[0]}"
         )
-    if said.get("actions") != str(env.action_space):  # as many of them, and others
+    if not _same_actions(said.get("actions"), env.action_space):  # as many of them, and others
         raise ConfigError(
             f"the policy in {str(folder)!r} takes other actions ({said.get('actions')}) than this "
             f"environment has ({env.action_space}); use an environment with the same ones"
         )
     policy.load_state_dict(weights)
     return policy
+
+
+def _same_actions(said: str | None, space: spaces.Space) -> bool:
+    """Whether a saved policy's actions are those of `space`. Of a Box the type is how they are handed over,
+    not what they are."""
+    ours = str(space)
+    if said is not None and isinstance(space, spaces.Box):
+        said, ours = said.rpartition(", ")[0], ours.rpartition(", ")[0]
+    return said == ours
 
 
 def new_policy(spec: str | Mapping[str, Any], env: Any, seed: int, folder: Path) -> Path:

@@ -614,6 +614,8 @@ def test_a_policy_for_as_many_actions_that_are_others_is_refused(tmp_path, monke
     new_policy({"name": "mlp"}, env, 0, tmp_path / "teacher")
     monkeypatch.setenv("HOME", str(tmp_path))
     load_policy("~/teacher", env)
+    env.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float64)
+    load_policy("~/teacher", env)  # the same, in numbers of another length
     env.action_space = gymnasium.spaces.Box(-9.0, 9.0, (1,))
     with pytest.raises(ConfigError, match=r"takes other actions \(Box\(-2.0.* has \(Box\(-9.0"):
         load_policy(tmp_path / "teacher", env)
