@@ -166,13 +166,14 @@ class Guarded(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         with self._alarm:
             answer = self.advance(action)
-            if self.refused():
+            if not self._within(answer[0]):
+                self.refuse(answer[0])
                 answer = self._last, 0.0, False, True
             return *answer, {}
 
     def advance(self, action: Any) -> tuple[Any, float, bool, bool]:
-        """A step without an alarm of its own: whoever calls it has set one, and asks `refused` afterwards
-        if the numbers that it shows are not within their space."""
+        """A step without an alarm of its own: whoever calls it has set one, and calls `refuse` if the
+        numbers that it shows are not within their space."""
         episode = self.running
         if episode is None:
             return self._last, 0.0, False, False
@@ -210,22 +211,24 @@ class Guarded(gymnasium.Wrapper):
         episode.over = terminated or truncated
         return self._last, reward, terminated, truncated
 
-    def refused(self) -> bool:
-        """Whether the last step showed numbers outside their space. Then it has failed, as if it had
-        raised, and does not count. Apart from `advance`: a block asks about all numbers at once."""
+    def refuse(self, shown: Any) -> None:
+        """Takes the last step back, since `shown`, what it showed, has numbers outside their space: it has
+        failed, as if it had raised, and does not count. Apart from `advance`: a block asks about all
+        numbers at once."""
         episode = self.running
-        if episode is None or episode.error or self._within(self._last):
-            return False
+        if episode is None or episode.error:  # no step was taken
+            self._last = blank(self.observation_space)
+            return
         episode.ret, episode.success, episode.facts = self._before
         episode.length -= 1
         if self._names:
             del episode.traces[-1]
+        self._last = shown
         try:
             self._outside("step")
         except ValueError as error:
             self._failed(error)
         episode.over = True
-        return True
 
     def point(self) -> Point:
         """Where the episode is now. Raises ConfigError: it has ended, or there is no going back."""

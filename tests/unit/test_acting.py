@@ -653,6 +653,48 @@ def test_one_environment_at_fault_costs_its_block_nothing_and_its_last_step_does
     assert np.array_equal(failed.traces["place"], sound[1].episode.traces["place"][:4])
 
 
+class Told(Walk):
+    """A walk whose observation has parts in one buffer for all environments, whose every step says how the
+    episode goes, and whose last step shows what it may not."""
+
+    observation_space = spaces.Dict({"seen": Walk.observation_space, "one": spaces.Discrete(2)})
+    buffer = np.zeros(2, np.float32)
+
+    def reset(self, **keys):
+        seen, info = super().reset(**keys)
+        return self._shared(seen), info
+
+    def step(self, action):
+        seen, reward, done, truncated, info = super().step(action)
+        last = self.fault is not None and self.steps == self.at
+        info = {**info, "success": last, "facts": {"steps": float(self.steps)}}
+        return self._shared(seen), reward, done or last, truncated, info
+
+    def _shared(self, seen):
+        self.buffer[:] = seen
+        return {"seen": self.buffer, "one": 1}
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_last_step_that_is_taken_back_leaves_what_was_said_before_it(broken):
+    policy = policy_for(Told())
+    made = iter([None, *("nan" if i == broken else None for i in range(3))])
+    block = block_of(lambda: Told(fault=next(made, None), at=4, length=20, limit=9), policy)
+    pieces, _ = drive(policy, block.episodes([Start(task_of(i, 0), i) for i in range(3)]))
+    assert [p.end for p in pieces] == ["error" if i == broken else "truncated" for i in range(3)]
+    assert "lies outside its space" in pieces[broken].episode.error
+    assert pieces[broken].episode.success is False
+    assert pieces[broken].episode.facts == {"steps": 3.0}
+    assert all(np.isfinite(p.strip.obs["seen"]).all() for p in pieces)
+
+
+def test_a_step_alone_is_taken_back_too():
+    policy = policy_for(Walk())
+    block = block_of(lambda: Walk(fault="nan", at=3, length=20), policy, size=1)
+    found, failed = block.points_of(task_of(0, 0), np.ones((5, 1), np.float32), [2, 4])
+    assert found == [] and failed is not None and failed.end == "error" and failed.length == 2
+
+
 @pytest.mark.parametrize("fault", ["outside", "nan", "raises"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("segments", [True, False])
