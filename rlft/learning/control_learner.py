@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from rlft.config import Config
-from rlft.learning.freeze import begin_anew, still
+from rlft.learning.freeze import begin_anew, names_held, still
 from rlft.learning.learner import Trained
 from rlft.policy.actor_critic import ActorCritic
 from rlft.types import PolicyOut
@@ -71,9 +72,15 @@ class ControlLearner(Trained):
             teacher_kl=None if teacher is None else distribution.kl(teacher, params),
         )
 
-    def take_in(self, obs: Mapping[str, torch.Tensor]) -> None:
-        """Lets observations `[N, ...]` into what normalises later ones: the same on every rank."""
-        self.policy.take_in(obs)
+    @contextmanager
+    def running_numbers(self) -> Iterator[ActorCritic]:
+        """The policy, to let observations or returns into what normalises later ones: the same on every
+        rank. What `learner.freeze` holds is afterwards as it was."""
+        buffers = dict(self.policy.named_buffers())
+        held = {name: buffers[name].clone() for name in names_held(buffers, self._frozen)}
+        yield self.policy
+        for name, before in held.items():
+            buffers[name].copy_(before)
 
     def step(
         self, lr: float, critic_lr: float | None = None, *, critic_only: bool = False

@@ -66,6 +66,12 @@ def frozen_groups(
     return split, found
 
 
+def names_held(names: Iterable[str], rules: Sequence[Frozen]) -> list[str]:
+    """Those of `names` that a rule holds now. Of buffers: what normalises is part of what is frozen."""
+    patterns = [pattern for frozen in rules if frozen.holds for pattern in frozen.rule.names]
+    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+
+
 def thaw(engine: Any, rules: Sequence[Frozen], step: int) -> None:
     """Says that `step` steps of the run are done: rules whose time is over let go."""
     optimizer = engine.basic_optimizer

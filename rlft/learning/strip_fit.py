@@ -89,12 +89,13 @@ def fit_strips(
         ):
             break
     if job.learn:
-        if not job.critic_only:  # what normalises observations belongs to the policy
-            learner.take_in(table.obs)
+        with learner.running_numbers() as policy:
+            if not job.critic_only:  # what normalises observations belongs to the policy
+                policy.take_in(table.obs)
+            if policy.returns is not None and job.credit is not None:
+                seen = fit.returns.reduced(learner.device)
+                _take_in_returns(policy.returns, seen, len(table.row))
         if learner.policy.returns is not None and job.credit is not None:
-            _take_in_returns(
-                learner.policy.returns, fit.returns.reduced(learner.device), len(table.row)
-            )
             metrics["value/scale"] = float(learner.policy.returns.var.sqrt())
     metrics |= with_effective_share(fit.sums.reduced(learner.device))
     metrics |= {"lr": job.lr, "skipped_updates": float(skipped), "updates": float(updates)}

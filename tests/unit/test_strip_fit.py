@@ -1,5 +1,6 @@
 """A fit on strips in this process: what minibatches, cuts and terms do to the gradient."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from gymnasium import spaces
 
 from algos.control_ppo import ControlPPO
+from rlft.config import Freeze
 from rlft.credit.vtrace import VTrace
 from rlft.errors import ConfigError
 from rlft.learning import objective
-from rlft.learning.freeze import begin_anew
+from rlft.learning.control_learner import ControlLearner
+from rlft.learning.freeze import Frozen, begin_anew
 from rlft.learning.retained import Retained
 from rlft.learning.strip_fit import _minibatches, fit_strips
 from rlft.learning.strip_job import StripJob
@@ -40,8 +43,12 @@ class Learner:
 
     def begin(self, step): ...
 
-    def take_in(self, obs):
-        self.took_in += 1
+    @contextmanager
+    def running_numbers(self):
+        def take_in(obs):
+            self.took_in += 1
+
+        yield SimpleNamespace(take_in=take_in, returns=self.policy.returns)
 
     def forward(
         self, obs, state, action, behaviour, teacher=None, *, real, critic_only, streams=()
@@ -337,3 +344,18 @@ def test_the_first_step_after_a_time_of_the_critic_alone_is_as_long_as_any_first
     begin_anew(engine, "policy")
     assert torch.equal(adam.state[policy]["exp_avg"], moments), "what has learnt goes on"
     assert adam.state[critic]["step"] == steps + 1
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_normalises_for_frozen_weights_is_frozen_with_them(held):
+    class Holding(Learner):
+        running_numbers = ControlLearner.running_numbers
+
+    learner = Holding()
+    rule = Frozen(Freeze(names=["policy_encoder.*"], until=5), 0)
+    rule.holds, learner._frozen = held, [rule]
+    before = {n: b.clone() for n, b in learner.policy.named_buffers()}
+    strips = strips_of(learner)
+    fit_strips(learner, job(ControlPPO(), 1000), 0, strips)
+    for name, now in learner.policy.named_buffers():
+        assert torch.equal(now, before[name]) == (held and name.startswith("policy_encoder.")), name
