@@ -18,9 +18,11 @@ from rlft.seeding import Key
 
 
 class Recordings(Protocol):
-    """names: of the games; what is read is checked, and DataError says what is wrong with it."""
+    """names: of the games; seeds: what `reset(seed=)` begins each again with, None: that is not known.
+    What is read is checked, and DataError says what is wrong with it."""
 
     names: Sequence[str]
+    seeds: Sequence[int | None]
 
     def steps(self, game: int) -> int:
         """Its length; at least 1."""

@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 
 class Schedule(BaseModel):
@@ -129,9 +137,18 @@ def _kind_of_kept(value: Any) -> str:
     return "decay" if given == "decay" else _kind(value)
 
 
+def _never_negative(schedule: Schedule) -> Schedule:
+    if min(schedule.start, schedule.end if schedule.end is not None else 0.0) < 0:
+        raise ValueError(
+            f"a coefficient below 0 pushes away from what is kept: got a schedule from {schedule.start:g} "
+            f"to {schedule.end}; both ends must be 0 or more"
+        )
+    return schedule
+
+
 Kept = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False), Tag("number")]
-    | Annotated[Schedule, Tag("schedule")]
+    | Annotated[Schedule, AfterValidator(_never_negative), Tag("schedule")]
     | Annotated[Decay, Tag("decay")],
     Discriminator(_kind_of_kept),
 ]

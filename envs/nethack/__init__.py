@@ -15,7 +15,10 @@ from rlft.errors import ConfigError
 from rlft.starts import MOST_HELD_OUT, Starts, held_out_starts, training_starts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import gymnasium
+    import numpy as np
 
 TASKS = {
     "score": "NetHackScore",
@@ -106,6 +109,13 @@ class NetHack:
                 "env nethack needs the package nle: pip install 'rlft[nethack]'"
             ) from error
         return Game(self)
+
+    def milestones(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of what was seen `[T, ...]`: depth, dungeon (0 the main one, 2 the Gnomish Mines, 4 Sokoban),
+        level within it and experience, `[T]` each."""
+        stats = observations["blstats"]
+        places = {"depth": 12, "dungeon": 23, "dungeon_level": 24, "experience": 18}
+        return {name: stats[:, at] for name, at in places.items()}
 
     def recordings(self, path: str) -> Any:
         """Recorded games at `path`, read piece by piece: see envs/nethack/demonstrations.py."""

@@ -88,6 +88,7 @@ class Shards:
         _same_actions(root / "actions.json", keys)
         self._root, self._num_actions = root, len(keys)
         self.names = [f"{r['set']}/{r['game']}" for r in rows]
+        self.seeds = [_seed_of(r, root / "games.jsonl") for r in rows]
         self._files: list[list[str]] = [list(r["files"]) for r in rows]
         self._lengths = self._checked([int(r["steps"]) for r in rows])
         self._ends = [np.cumsum(lengths) for lengths in self._lengths]
@@ -208,11 +209,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is missing: the folder holds no recorded games")
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return [{key: row[key] for key in ("game", "set", "steps", "files")} for row in rows]
+        needed = ("game", "set", "steps", "files")
+        return [{**{k: row[k] for k in needed}, "seed_core": row.get("seed_core")} for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: expected an object a line with game, set, steps and files: {error!r}"
         ) from error
+
+
+def _seed_of(row: Mapping[str, Any], path: Path) -> int | None:
+    """What `reset(seed=)` takes to begin the game again, where it is known."""
+    seed = row["seed_core"]
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise DataError(f"{path}: game {row['game']} has the seed_core {seed!r}, expected a number")
+    return seed
 
 
 def _same_actions(path: Path, keys: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ that were pressed before the first observation; they are left out.
 
 from __future__ import annotations
 
+import bz2
 import functools
 import re
 import sqlite3
@@ -77,7 +78,46 @@ def open_nld(spec: str, keys: Sequence[int]) -> NLD:
         )
     if data._ttyrec_version < 2:
         raise DataError(f"{path}, data set {name!r} has no key presses: nothing to imitate")
+    for game in data._gameids:
+        for part in data.get_paths(game):
+            _require_both_ends(root / part)
     return NLD(data, keys)
+
+
+_HEAD, _FOOT = b"BZh", 0x177245385090
+"""What a bzip2 stream begins with, and the 48 bits before its last checksum, at any bit of a byte."""
+
+
+def _require_both_ends(path: Path) -> None:
+    """Raises DataError: a file that is cut or something else. Its first and last bytes tell, so that a data
+    set of terabytes is opened in seconds; what lies between is checked when it is read."""
+    with path.open("rb") as stream:
+        head = stream.read(len(_HEAD))
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 11))
+        tail = int.from_bytes(stream.read(), "big")
+    if head != _HEAD or not any((tail >> (32 + pad)) & (2**48 - 1) == _FOOT for pad in range(8)):
+        raise _damaged(path, f"{size:,} bytes that are no whole bzip2 stream")
+
+
+def _require_whole(path: Path) -> None:
+    """Raises DataError: NLE's reader takes what is damaged for the end of a game."""
+    unpacker = bz2.BZ2Decompressor()
+    try:
+        with path.open("rb") as stream:
+            while not unpacker.eof and (block := stream.read(2**20)):
+                unpacker.decompress(block)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from error
+    if not unpacker.eof:
+        raise _damaged(path, "it ends before its stream does")
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} is damaged ({why}); copy it again, or take its game out of the data set (tables games, "
+        f"ttyrecs and datasets of the data base)"
+    )
 
 
 class NLD:
@@ -89,6 +129,7 @@ class NLD:
         self._action = np.full(256, -1, np.int64)
         self._action[np.asarray(keys)] = np.arange(len(keys))
         self.names = [str(game) for game in data._gameids]
+        self.seeds = [None] * len(self.names)  # a recording of a terminal has none
         self._lengths: dict[int, int] = {}
         self._game = functools.lru_cache(maxsize=kept)(self._unpacked)
 
@@ -116,7 +157,11 @@ class NLD:
 
     def _unpacked(self, game: int) -> Demonstration:
         number = self._data._gameids[game]
+        for part in self._data.get_paths(number):
+            _require_whole(Path(self._data._rootpath) / part)
         parts = self._data.get_ttyrec(number, chunk_size=_CHUNK)
+        if not parts:
+            raise DataError(f"game {number} of NLD has no frame: take it out of the data set")
         joined = {key: np.concatenate([p[key][0] for p in parts]) for key in parts[0]}
         joined = {key: array[joined["gameids"] == number] for key, array in joined.items()}
         stats, known = statistics(joined["tty_chars"], joined["tty_cursor"])

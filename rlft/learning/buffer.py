@@ -6,6 +6,7 @@ draws what an uninterrupted one draws.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,12 +23,17 @@ from rlft.types import Batch, PolicyOut, Strip
 
 class Buffer:
     """The steps of `strips`, protected (`Memory`), with the teacher's distribution on each, if there is
-    one. term: `BehaviouralCloning`."""
+    one. term: `BehaviouralCloning`; budget: steps of one forward, None: all of a draw."""
 
     def __init__(
-        self, term: Any, strips: Sequence[Strip], teacher: ActingTeacher | None, key: Key
+        self,
+        term: Any,
+        strips: Sequence[Strip],
+        teacher: ActingTeacher | None,
+        key: Key,
+        budget: int | None = None,
     ) -> None:
-        self._term, self._key = term, key
+        self._term, self._key, self._budget = term, key, budget
         strips = _within(strips, term.size, key)
         self._lengths = np.array([len(s.reward) for s in strips])
         self._starts = np.concatenate([[0], np.cumsum(self._lengths)])
@@ -47,21 +53,33 @@ class Buffer:
         key = self._key.child(taken)
         windows = self._windows(learner, key)
         count = sum(len(w) - skip for w, skip in windows)
-        mine = windows[rank :: learner.world]
-        places, mask = _padded(mine)
-        device = learner.device
-        at, mask_BT = torch.from_numpy(places).to(device), torch.from_numpy(mask).to(device)
-        obs, action = self._held(at)
-        behaviour = action.new_zeros((*at.shape, learner.policy.distribution.width))
-        if self._teacher is not None:
-            behaviour = self._teacher.to(device)[at]
-        state = None
-        if learner.state_size:
-            state = torch.zeros(len(at), learner.state_size, device=device)
-        out = learner.forward(obs, state, action, behaviour, behaviour)
-        value = self._loss(out, _batch(out, mask_BT)).sum() / max(count, 1)
-        learner.backward(coef * value)
-        return float(value.detach())
+        share = 0.0
+        for mine in self._forwards(windows, rank, learner.world):
+            places, mask = _padded(mine)
+            device = learner.device
+            at, mask_BT = torch.from_numpy(places).to(device), torch.from_numpy(mask).to(device)
+            obs, action = self._held(at)
+            behaviour = action.new_zeros((*at.shape, learner.policy.distribution.width))
+            if self._teacher is not None:
+                behaviour = self._teacher.to(device)[at]
+            state = None
+            if learner.state_size:
+                state = torch.zeros(len(at), learner.state_size, device=device)
+            out = learner.forward(obs, state, action, behaviour, behaviour)
+            value = self._loss(out, _batch(out, mask_BT)).sum() / max(count, 1)
+            learner.backward(coef * value)
+            share += float(value.detach())
+        return share
+
+    def _forwards(self, windows: list[Any], rank: int, world: int) -> list[list[Any]]:
+        """This rank's windows, so many at a time as the budget allows; as many times on each rank."""
+        each = len(windows)
+        if self._budget is not None:
+            each = max(1, self._budget // max(len(w) for w, _ in windows))
+        num = max(1, max(-(-len(windows[r::world]) // each) for r in range(world)))
+        mine = windows[rank::world]
+        cuts = [len(mine) * i // num for i in range(num + 1)]
+        return [mine[first:last] for first, last in itertools.pairwise(cuts)]
 
     def _windows(self, learner: Any, key: Key) -> list[tuple[np.ndarray, int]]:
         """(numbers of steps, how many of the first are not learnt from) of each window."""

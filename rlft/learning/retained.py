@@ -130,7 +130,9 @@ def retained_acting(
             teacher = ActingTeacher(policy, learner.device, cfg.learner.token_budget)
         if module == "buffer":
             strips = strips_of(said.path, env, said.size or RECORDED)
-            found.buffers[name] = Buffer(said, strips, teacher, key.child(name))
+            found.buffers[name] = Buffer(
+                said, strips, teacher, key.child(name), cfg.learner.token_budget
+            )
         elif "teacher" in term.term().needs:
             found.teacher = teacher
     return found

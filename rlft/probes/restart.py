@@ -6,7 +6,8 @@ Source: arXiv 2402.02868, section 4 (restarts from saved games, success when spa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -17,21 +18,28 @@ from rlft import registry
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError, DataError
 from rlft.probes.probe import ForgettingProbe, Subject
+from rlft.recordings import Window
 from rlft.types import Episode, Strip
+
+_AT_ONCE = 1024
+"""Steps that are looked at, or read by a policy's memory, in one go."""
 
 
 @dataclass(frozen=True)
 class Restart(ForgettingProbe):
-    """env: keys of the environment that differ, such as `{start: far}`; saved: demonstrations with seeds,
-    of which episodes go on after the share `after` of their steps (the state is found by taking the actions
-    again); tasks: starts, or saved states; episodes: from each; greedy: the likeliest action, or one
-    drawn. If the environment traces `stage`, a whole number, `stage_k` is the share that reached k."""
+    """env: keys of the environment that differ, such as `{start: far}`; saved: demonstrations or recorded
+    games with seeds, of which episodes go on after the share `after` of their steps, or from the first step
+    with these milestones, `at: {depth: 4}` (names of the environment's `milestones`; the state is found by
+    taking the actions again); tasks: starts, or saved states; episodes: from each; greedy: the likeliest
+    action, or one drawn. If the environment traces `stage`, a whole number, `stage_k` is the share that
+    reached k. `unreachable` is the share of recorded games that took another course than recorded."""
 
     writing: ClassVar[bool] = False
 
     env: Mapping[str, Any] | None = None
     saved: str | None = None
     after: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    at: Mapping[str, int] | None = None
     tasks: Positive = 20
     episodes: Positive = 2
     greedy: bool = False
@@ -54,7 +62,11 @@ class Restart(ForgettingProbe):
                 f"the run's: {spaces[1]}, expected {spaces[0]}"
             )
         if self.saved is not None:
-            self._demonstrations(one)
+            self._saved(one)
+        elif self.at is not None:
+            raise ConfigError(
+                "probes.fns: restart: `at` is a place in `saved` episodes; give those"
+            )
 
     def __call__(self, subject: Subject) -> Mapping[str, float]:
         from rlft.sampling.rollouts import played, rollouts
@@ -70,43 +82,150 @@ class Restart(ForgettingProbe):
             tasks = [held_out[i] for i in range(min(self.tasks, len(held_out)))]
             rows = rollouts(env, subject.model, tasks, self.episodes, subject.key, **how)
             return numbers([e for row in rows for e in row])
-        strips, seeds = self._demonstrations(env)
+        saved = self._saved(env)
+        recorded = _library(str(self.saved), env) is not None
         inside = hasattr(env, "conditioned")  # and shows more than what was recorded
+        lost: list[int] = []
 
         def starts(block: Any, policy: Any) -> list[Any]:
             found = []
-            for place, (strip, seed) in enumerate(zip(strips, seeds, strict=True)):
+            for place, (read, seed) in enumerate(saved):
+                strip = read()
                 seen = None if inside else strip.obs
-                point, state = _saved_state(block, policy, strip, seed, self.after, seen)
+                try:
+                    point, state = _saved_state(block, policy, strip, seed, seen)
+                except ConfigError:
+                    if not recorded:
+                        raise
+                    # A game depends on the clock by a little: in NetHack, the names of shopkeepers.
+                    lost.append(place)
+                    continue
                 for j in range(self.episodes):
                     noise = subject.key.child(place, j).seed(63)
                     found.append(replace(point, seed=noise, state=state))
+            if not found:
+                raise DataError(
+                    f"probes.fns: restart: none of {len(saved)} recorded games took the course that was "
+                    f"recorded when it was taken again; were they recorded with this environment's keys "
+                    f"(character, menus)?"
+                )
             return found
 
-        return numbers(played(env, subject.model, starts, **how))
+        told = numbers(played(env, subject.model, starts, **how))
+        return {**told, "unreachable": len(lost) / len(saved)} if lost else told
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)
         return registry.build("env", {**given, **(self.env or {})})
 
-    def _demonstrations(self, env: Any) -> tuple[list[Strip], list[int]]:
-        """The first `tasks` demonstrations that can be taken again, and their seeds."""
-        from rlft.cloning import demonstrations_of, library_of, strips_of
+    def _saved(self, env: Any) -> list[tuple[Callable[[], Strip], int]]:
+        """The first `tasks` episodes that can be taken again: what reads one, up to the step to go on from,
+        which is its last, and its seed. Raises DataError or ConfigError."""
+        from rlft.cloning import strips_of
 
-        if library_of(str(self.saved), env) is not None:
-            raise DataError(
-                f"probes.fns: restart: {self.saved} holds recorded games, which no seed begins again; "
-                f"record episodes of a policy with `rlft record`"
-            )
-        raw, _ = demonstrations_of(str(self.saved), env)
-        kept = [i for i, d in enumerate(raw) if d.seed is not None and len(d) > 1][: self.tasks]
-        if not kept:
-            raise DataError(
-                f"probes.fns: restart: {self.saved} has no episode of two steps with a seed; a state is "
-                f"found by its seed and actions"
-            )
-        strips = strips_of(str(self.saved), env)
-        return [strips[i] for i in kept], [int(raw[i].seed or 0) for i in kept]
+        path, at = str(self.saved), None if self.at is None else tuple(sorted(self.at.items()))
+        places, library = _places(path, env, self.after, at, self.tasks), _library(path, env)
+
+        def reads(index: int, steps: int) -> Callable[[], Strip]:
+            if library is None:
+                return lambda: strips_of(path, env)[index].upto(steps + 1)
+            return lambda: library.strip(Window(index, 0, steps + 1, fresh=True))
+
+        return [(reads(index, steps), seed) for index, steps, seed in places]
+
+
+@functools.lru_cache(maxsize=8)
+def _places(
+    path: str, env: Any, after: float, at: tuple[tuple[str, int], ...] | None, most: int
+) -> list[tuple[int, int, int]]:
+    """(number, step to go on from, seed) of the first `most` episodes that have such a step."""
+    from rlft.cloning import demonstrations_of
+
+    milestones = getattr(getattr(env, "inner", env), "milestones", None)
+    if at is not None and milestones is None:
+        raise ConfigError(
+            f"probes.fns: restart: at={dict(at)}, but {type(env).__name__} has no milestones; use "
+            f"`after`, a share of an episode's steps"
+        )
+    place = _Place(after, None if at is None else dict(at), milestones)
+    library = _library(path, env)
+    found: list[tuple[int, int, int]] = []
+    if library is not None:
+        games, seeds = library.recordings, library.recordings.seeds
+    else:
+        raw, _ = demonstrations_of(path, env)
+        seeds = [demo.seed for demo in raw]
+    if all(seed is None for seed in seeds):
+        raise DataError(
+            f"probes.fns: restart: {path} holds episodes that no seed begins again, and a state is found "
+            f"by seed and actions; record episodes of a policy with `rlft record`"
+        )
+    for number, seed in enumerate(seeds):
+        if seed is None:
+            continue
+        if len(found) == most:
+            break
+        if library is not None:
+            read, length = functools.partial(games.read, number), games.steps(number)
+        else:
+            read, length = functools.partial(_cut, raw[number]), len(raw[number])
+        steps = place.of(read, length)
+        if steps is not None:
+            found.append((number, steps, int(seed)))
+    if not found:
+        where = f" that comes to {dict(at)}" if at else " of two steps"
+        raise DataError(
+            f"probes.fns: restart: {path} has no episode with a seed{where}{place.told()}"
+        )
+    return found
+
+
+def _cut(demo: Any, first: int, last: int) -> Any:
+    """Of an episode that is held whole: its observations from `first` to `last - 1`."""
+    seen = demo.observations
+    if isinstance(seen, Mapping):
+        return replace(demo, observations={n: x[first:last] for n, x in seen.items()})
+    return replace(demo, observations=seen[first:last])
+
+
+def _library(path: str, env: Any) -> Any:
+    """Recorded games, if `path` is such."""
+    from rlft.cloning import library_of
+
+    return library_of(path, env)
+
+
+class _Place:
+    """Which step of an episode to go on from. Remembers how far milestones went, for who asked too much."""
+
+    def __init__(self, after: float, at: Mapping[str, int] | None, milestones: Any) -> None:
+        self._after, self._at, self._milestones = after, at, milestones
+        self._most: dict[str, int] = {}
+
+    def of(self, read: Any, length: int) -> int | None:
+        """How many steps come before it; at least 1. read: (first, last) -> Demonstration."""
+        if self._at is None:
+            return max(1, int(self._after * length)) if length > 1 else None
+        for first in range(0, length, _AT_ONCE):
+            passed = self._milestones(read(first, min(length, first + _AT_ONCE)).observations)
+            unknown = sorted(set(self._at) - set(passed))
+            if unknown:
+                raise ConfigError(
+                    f"probes.fns: restart: at: no milestone {unknown[0]!r}; there are {', '.join(passed)}"
+                )
+            there = np.logical_and.reduce([passed[k] == v for k, v in self._at.items()])
+            for name in self._at:
+                self._most[name] = max(self._most.get(name, 0), int(passed[name].max()))
+            hits = np.flatnonzero(there)
+            hits = hits[hits + first > 0]
+            if len(hits):
+                return int(hits[0]) + first
+        return None
+
+    def told(self) -> str:
+        if not self._most:
+            return ""
+        return ". The most that is reached: " + ", ".join(f"{k} {v}" for k, v in self._most.items())
 
 
 def numbers(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -128,23 +247,18 @@ def numbers(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _saved_state(
-    block: Any,
-    policy: Any,
-    strip: Strip,
-    seed: int,
-    after: float,
-    seen: Mapping[str, np.ndarray] | None,
+    block: Any, policy: Any, strip: Strip, seed: int, seen: Mapping[str, np.ndarray] | None
 ) -> tuple[Any, np.ndarray | None]:
-    """(a start at the point, what a policy's memory holds there)."""
+    """(a start before the last step of `strip`, what a policy's memory holds there)."""
     import torch
 
     from rlft.policy.actor_critic import as_tensors
     from rlft.sampling.episodes import Start
     from rlft.types import Task
 
-    steps = max(1, int(after * len(strip.reward)))
+    steps = len(strip.reward) - 1
     task = Task(str(seed), "", info={"seed": seed, "options": {}})
-    points, failed = block.points_of(task, strip.action[: steps + 1], [steps], seen)
+    points, failed = block.points_of(task, strip.action, [steps], seen)
     if failed is not None:
         raise ConfigError(
             f"probes.fns: restart: the episode with seed {seed} failed when it was taken again:\n"
@@ -156,8 +270,9 @@ def _saved_state(
         device = next(policy.parameters()).device
         carried = torch.zeros(1, policy.state_size, device=device)
         with torch.inference_mode():
-            for t in range(steps):
-                obs = as_tensors({n: x[t : t + 1] for n, x in strip.obs.items()}, device)
-                carried = policy.act(obs, carried)[2]
+            for first in range(0, steps, _AT_ONCE):
+                cut = slice(first, min(steps, first + _AT_ONCE))
+                obs = as_tensors({n: x[None, cut] for n, x in strip.obs.items()}, device)
+                carried = policy(obs, carried, carry=True)[2]
         state = carried[0].cpu().numpy()
     return Start(task, 0, point), state

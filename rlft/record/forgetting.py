@@ -50,14 +50,22 @@ def forgetting_html(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of a number. A `stage_k` that no episode reached is 0; other gaps are left out."""
-    stage = name.rpartition("/")[2].startswith("stage_")
+    """(steps, values) of a number. A `stage_k` that no episode reached is 0; other gaps are left out, such
+    as a step at which every episode of the probe failed."""
+    probe, _, last = name.rpartition("/")
+    stage = last.startswith("stage_")
     points = [
-        (row["step"], float(row.get(name, 0.0) if stage else row[name]))
+        (row["step"], float(row.get(name, 0.0)))
         for row in rows
-        if "failed" not in row and (stage or isinstance(row.get(name), int | float))
+        if "failed" not in row
+        and (isinstance(row.get(name), int | float) or (stage and _measured(row, probe)))
     ]
     return np.array([p[0] for p in points]), np.array([p[1] for p in points])
+
+
+def _measured(row: Row, probe: str) -> bool:
+    """Whether a row says more of a probe than that its episodes failed."""
+    return any(key.startswith(f"{probe}/") and key != f"{probe}/failed" for key in row)
 
 
 def lines(folder: Path, metric: str | None, scratch: Path | None) -> Iterator[str]:

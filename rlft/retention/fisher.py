@@ -283,7 +283,10 @@ def make_fisher(term: Any, place: Any, path: Path) -> None:
     from rlft.retention.texts import token_lists
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(place.start), dtype=torch.float32).eval()
-    texts = token_lists(term.path, place.start, place.cfg.model.max_length, limit=term.states)
+    longest = place.cfg.model.max_length
+    texts = token_lists(
+        term.path, place.start, longest, limit=term.states, drawn=key.child("texts")
+    )
     fisher = fisher_of_texts(model, texts, key)
     anchor = {n: p.detach() for n, p in model.named_parameters() if n in fisher}
     write_fisher(path, Fisher(fisher, anchor, {**about, "actions": "sampled"}))

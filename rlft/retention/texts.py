@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from rlft.errors import DataError
+from rlft.seeding import Key
 
 
 def rows_of_text(path: str | Path, column: str = "text") -> list[str]:
@@ -32,15 +33,28 @@ def rows_of_text(path: str | Path, column: str = "text") -> list[str]:
 
 
 def token_lists(
-    path: str | Path, model: Path, longest: int, *, limit: int | None = None, column: str = "text"
+    path: str | Path,
+    model: Path,
+    longest: int,
+    *,
+    limit: int | None = None,
+    column: str = "text",
+    drawn: Key | None = None,
 ) -> list[list[int]]:
     """The texts as tokens of the model's tokenizer, each cut to `longest`, those of one token left out.
-    limit: so many. Raises DataError."""
+    limit: so many; drawn: in a random order of this key, so that a limit takes of the whole file and not
+    of its beginning. Raises DataError."""
     from rlft.policy.text import Text
 
-    text = Text(model)
-    found = [text.prompt_ids(row)[:longest] for row in rows_of_text(path, column)]
-    found = [ids for ids in found if len(ids) > 1][:limit]
+    text, rows = Text(model), rows_of_text(path, column)
+    if drawn is not None:
+        drawn.rng().shuffle(rows)
+    found: list[list[int]] = []
+    for row in rows:
+        if limit is not None and len(found) >= limit:
+            break
+        if len(ids := text.prompt_ids(row)[:longest]) > 1:
+            found.append(ids)
     if not found:
         raise DataError(f"{path}: no text has two tokens or more")
     return found

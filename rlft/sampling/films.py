@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 
 MOST_FRAMES = 120
-"""Frames of a film; a longer episode is shown to there."""
+"""Frames of a film; of a longer episode every second step is shown, or every fourth, and its last."""
 
 LARGEST = 200
 """Pixels of the longer side, unless the environment's metadata say `film_pixels`; larger frames are made
@@ -26,28 +26,35 @@ FRAME_MS = 120
 
 
 class Camera(gymnasium.Wrapper):
-    """An environment whose episode is filmed. frames: uint8 `[H, W, 3]`, one at the reset and one a step;
-    fault: why there are none."""
+    """An environment whose episode is filmed. frames: uint8 `[H, W, 3]`, of the reset, of every `apart`-th
+    step and of the last; fault: why there are none."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would open a window
         self.frames: list[np.ndarray] = []
+        self.apart, self._steps = 1, 0
         self.fault = ""
 
     def reset(self, **keys: Any) -> tuple[Any, dict[str, Any]]:
         self.frames, self.fault = [], ""
+        self.apart, self._steps = 1, 0
         found = self.env.reset(**keys)
         self._shoot()
         return found
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         found = self.env.step(action)
-        self._shoot()
+        self._steps += 1
+        over = found[2] or found[3]
+        if self._steps % self.apart == 0 or over:
+            self._shoot()
+        if len(self.frames) >= MOST_FRAMES and not over:
+            self.frames, self.apart = self.frames[::2], 2 * self.apart
         return found
 
     def _shoot(self) -> None:
-        if self.fault or len(self.frames) >= MOST_FRAMES:
+        if self.fault:
             return
         # Each time: a reset to a snapshot brings back the mode of the environment that it was taken of.
         with contextlib.suppress(AttributeError):  # whose mode is fixed draws as it does

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rlft.record import report_acting
 from rlft.record.report_acting import films_html, maps
-from rlft.sampling.films import LARGEST, MOST_FRAMES, Cameras, gif, smaller
+from rlft.sampling.films import LARGEST, MOST_FRAMES, Camera, Cameras, gif, smaller
 
 
 class Drawn(gymnasium.Env):
@@ -56,6 +56,26 @@ def test_a_film_has_a_frame_for_the_reset_and_one_a_step():
 def test_a_long_episode_is_filmed_to_a_bound():
     film, _ = played(steps=MOST_FRAMES + 20)
     assert Image.open(io.BytesIO(film)).n_frames <= MOST_FRAMES
+
+
+@pytest.mark.parametrize("steps", [MOST_FRAMES - 1, MOST_FRAMES, 1000, 5000])
+def test_of_a_long_episode_steps_equally_far_apart_are_shown_and_the_last(steps):
+    class Ends(Drawn):
+        def step(self, action):
+            return *super().step(action)[:2], self.at >= steps, False, {}
+
+        def render(self):  # its step in two digits of 200
+            return np.full((1, 2, 3), (self.at // 200, self.at % 200, 0), np.uint8)
+
+    camera = Camera(Ends())
+    camera.reset()
+    while not camera.step(0)[2]:
+        pass
+    assert len(camera.frames) <= MOST_FRAMES
+    shown = [200 * int(x[0, 0, 0]) + int(x[0, 0, 1]) for x in camera.frames]
+    assert shown[0] == 0 and shown[-1] == steps
+    assert len(set(np.diff(shown[:-1]).tolist())) == 1, "the same distance"
+    assert len(shown) > MOST_FRAMES // 4
 
 
 def test_an_environment_that_cannot_draw_leaves_no_film_and_says_why():

@@ -16,8 +16,10 @@ from envs.nethack.demonstrations import Shards, keys_of, open_recordings
 from envs.nethack.nld import first_border, open_nld, statistics
 from rlft.cloning import EMPTY, Library, library_of, strips_of
 from rlft.config import parse_config
-from rlft.errors import DataError
+from rlft.errors import ConfigError, DataError
+from rlft.policy.actor_critic import new_policy
 from rlft.probes.likelihood import TeacherLikelihood
+from rlft.probes.probe import Subject
 from rlft.probes.restart import Restart
 from rlft.recordings import Streams, stretches
 from rlft.retention.cloning import BehaviouralCloning
@@ -393,6 +395,69 @@ def test_recordings_that_nld_names_must_be_there(tmp_path):
         recording.unlink()
     with pytest.raises(DataError, match="recordings are missing"):
         open_nld(f"{tmp_path}/ttyrecs.db:mine", KEYS)
+
+
+@pytest.mark.parametrize("damage, said", [("cut", "no whole bzip2"), ("junk", "no whole bzip2")])
+def test_an_nld_recording_that_is_cut_or_something_else_is_found_when_it_is_opened(
+    tmp_path, damage, said
+):
+    nld(tmp_path, games=2, steps=5)
+    path = sorted((tmp_path / "data/run").glob("*.ttyrec3.bz2"))[1]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"junk" * 100)
+    with pytest.raises(DataError, match=said) as error:
+        open_nld(f"{tmp_path}/ttyrecs.db:mine", KEYS)
+    assert str(path) in str(error.value)
+
+
+def test_an_nld_recording_with_a_wrong_byte_inside_is_named_when_it_is_read(tmp_path):
+    nld(tmp_path, games=1, steps=5)
+    path = min((tmp_path / "data/run").glob("*.ttyrec3.bz2"))
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    path.write_bytes(bytes(whole))
+    games = open_nld(f"{tmp_path}/ttyrecs.db:mine", KEYS)
+    with pytest.raises(DataError, match=f"{path} is damaged"):
+        games.steps(0)
+
+
+def untrained(folder, **keys):
+    """A new policy of the environment with these keys, for a probe."""
+    env, model = NetHack(**keys), folder / "model"
+    network = {"name": "envs.nethack.network:NetHackNet"}
+    new_policy(network, env.make(), 0, model)
+    tree = {
+        **{"name": "x", "steps": 1, "tasks_per_step": 1, "algo": {"name": "control_ppo"}},
+        **{"env": {"name": "nethack", **keys}, "model": {"build": network, "dtype": "float32"}},
+    }
+    return Subject(parse_config(tree, "test"), model, model, env, Key(0))
+
+
+def test_a_game_is_gone_on_with_from_where_it_first_came_to_a_place(tmp_path):
+    """By the probe, from the recorded game's seed: its second level, and what it scores there."""
+    subject = untrained(tmp_path, max_steps=650)
+    cfg, env = subject.cfg, subject.env
+    probe = Restart(saved=str(DATA), at={"depth": 2}, episodes=2)
+    probe.check(cfg, env)
+    [(read, seed)] = probe._saved(env)
+    strip = read()
+    depth = strip.obs["blstats"][:, 12]
+    assert seed == 1025 and depth[-1] == 2 and depth[:-1].max() == 1 and len(depth) == 603
+    found = probe(subject)
+    assert found["length"] <= 48 and "unreachable" not in found and "failed" not in found
+    with pytest.raises(
+        DataError, match=r"comes to {'depth': 9}.*The most that is reached: depth 2"
+    ):
+        Restart(saved=str(DATA), at={"depth": 9}).check(cfg, env)
+    with pytest.raises(ConfigError, match="no milestone 'floor'; there are depth, dungeon"):
+        Restart(saved=str(DATA), at={"floor": 1}).check(cfg, env)
+
+
+def test_games_that_take_another_course_are_told(tmp_path):
+    # No Monk: another game from its first step.
+    subject = untrained(tmp_path, character="val-hum-fem-law")
+    with pytest.raises(DataError, match="none of 1 recorded games took the course"):
+        Restart(saved=str(DATA), at={"depth": 2})(subject)
 
 
 def test_a_border_is_where_turns_fall_or_the_clock_jumps():

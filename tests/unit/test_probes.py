@@ -114,7 +114,7 @@ def test_probes_that_cannot_work_are_refused_before_anything_starts(tmp_path):
     (tmp_path / "unseeded.jsonl").write_text(
         json.dumps({"observations": [[0.3], [0.3]], "actions": [0, 0]}) + "\n"
     )
-    refused("a state is found by its seed and actions",
+    refused("a state is found by seed and actions",
             {"name": "restart", "saved": str(tmp_path / "unseeded.jsonl")})  # fmt: skip
 
 
@@ -210,6 +210,16 @@ ROWS = [
     {"step": 10, "far/success": 0.3},
     {"step": 20, "far/success": 0.6, "far/stage_2": 0.6},
 ]
+
+
+def test_a_step_at_which_every_episode_failed_is_a_gap_and_no_collapse():
+    rows = [
+        *ROWS,
+        {"step": 30, "far/failed": 1.0},
+        {"step": 40, "far/failed": 0.5, "far/return": 2.0},
+    ]
+    steps, reached = curve(rows, "far/stage_2")
+    assert (steps.tolist(), reached.tolist()) == ([0, 10, 20, 40], [0.9, 0.0, 0.6, 0.0])
 
 
 def test_the_report_shows_the_curve_and_what_was_lost():

@@ -35,6 +35,7 @@ from rlft.retention.fisher import (
     write_fisher,
 )
 from rlft.retention.memory import Memory
+from rlft.retention.texts import token_lists
 from rlft.schedule import Decay, at_update
 from rlft.seeding import Key
 from rlft.types import Batch, PolicyOut, Strip
@@ -267,6 +268,34 @@ def test_cloning_has_the_gradient_of_its_coefficient_times_the_mean():
         if a.grad is not None:
             expected = torch.zeros_like(a) if b.grad is None else b.grad
             torch.testing.assert_close(a.grad, expected, msg=name)
+
+
+@pytest.mark.parametrize("memory", [0, 6])
+def test_a_budget_cuts_a_draw_into_forwards_and_changes_nothing(memory):
+    strips = [strip(i, 20 + i) for i in range(3)]
+    term = BehaviouralCloning("unread", batch=48, unroll=8, burn_in=4)
+
+    def learnt(budget, world=1):
+        teacher = ActingTeacher(policy(1, memory=memory), torch.device("cpu"))
+        buffer, value, students = Buffer(term, strips, teacher, Key(0), budget), 0.0, []
+        total = Student(policy(2, memory=memory))
+        for rank in range(world):
+            student = Student(total.policy)
+            student.world = world
+            value += buffer.backward(student, 1.0, 5, rank)
+            students.append(student)
+        grads = {n: p.grad for n, p in total.policy.named_parameters() if p.grad is not None}
+        return value, grads, [s.seen for s in students]
+
+    value, grads, _ = learnt(None)
+    for budget, world in ((15, 1), (15, 2), (100, 5), (1, 1)):
+        ours, theirs, seen = learnt(budget, world)
+        assert ours == pytest.approx(value, rel=1e-5)
+        for name, grad in grads.items():
+            torch.testing.assert_close(theirs[name], grad, rtol=1e-4, atol=1e-6)
+        assert len({len(forwards) for forwards in seen}) == 1, "as many on each rank"
+        steps = max(x.shape[0] * x.shape[1] for forwards in seen for x in forwards)
+        assert steps <= max(budget, 12 if memory else 1)
 
 
 def test_a_memory_s_window_is_warmed_up_by_the_steps_before_it():
@@ -685,6 +714,30 @@ def test_texts_have_a_teacher_only_where_they_are_told_to(tmp_path):
     start = str(tmp_path / "start")
     assert TextReplay(str(texts), target="teacher").prepared(place).teacher == start
     assert TextReplay(str(texts)).prepared(place).teacher is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_coefficient_never_goes_below_0(kind):
+    schedule = {"kind": kind, "from": 1.0, "to": -1.0, "steps": 10}
+    with pytest.raises(ConfigError, match=r"pushes away from what is kept.*from 1 to -1"):
+        checked(retention=[{"name": "l2", "coef": schedule}])
+    checked(retention=[{"name": "l2", "coef": {**schedule, "to": 0.0}}])
+
+
+def test_states_of_a_fisher_are_drawn_from_the_whole_file(tmp_path, tiny_model):
+    texts = tmp_path / "sorted.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"{i // 50}+{i % 9}="}) + "\n" for i in range(200))
+    )
+
+    def taken(drawn):
+        found = token_lists(texts, tiny_model, 20, limit=40, drawn=drawn)
+        assert len(found) == 40
+        return found
+
+    assert taken(Key(1)) == taken(Key(1)) != taken(Key(2))
+    assert len({ids[0] for ids in taken(None)}) == 1, "the first of them are of one kind"
+    assert len({ids[0] for ids in taken(Key(1))}) == 4
 
 
 def test_a_pattern_that_names_nothing_is_refused():
