@@ -41,13 +41,30 @@ class ModelShape:
     served: tuple[Served, ...] = ()
 
 
-def model_shape(cfg: Config) -> ModelShape | str:
-    """The shape of the model that `cfg` trains, or a sentence on why it is not known here."""
+def structure(cfg: Config) -> Any:
+    """The model that `cfg` trains on torch's `meta` device, its head as it is in the learner: no linear
+    layer. Or a sentence on why it is not known here."""
+    import torch
+
+    model = _on_meta(_begun(cfg))
+    if not isinstance(model, str) and (head := model.get_output_embeddings()) is not None:
+        kept = torch.nn.Module()
+        kept.weight = head.weight
+        model.set_output_embeddings(kept)
+    return model
+
+
+def _begun(cfg: Config) -> Config:
+    """The configuration that makes the model that `cfg` goes on with."""
     while cfg.warm_start is not None:
         warm = load_config(cfg.warm_start)
         cfg = warm.model_copy(
             update={"model": warm.model.model_copy(update={"lora": cfg.model.lora})}
         )
+    return cfg
+
+
+def _on_meta(cfg: Config) -> Any:
     import torch
 
     logging.getLogger("huggingface_hub").setLevel(
@@ -55,11 +72,19 @@ def model_shape(cfg: Config) -> ModelShape | str:
     )  # its retries; we say it in one line
     try:
         with torch.device("meta"):
-            model = _built(cfg) if cfg.model.build is not None else _configured(cfg)
+            return _built(cfg) if cfg.model.build is not None else _configured(cfg)
     except (OSError, RuntimeError, NotImplementedError, ValueError) as error:
         return (
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}"
         )
+
+
+def model_shape(cfg: Config) -> ModelShape | str:
+    """The shape of the model that `cfg` trains, or a sentence on why it is not known here."""
+    cfg = _begun(cfg)
+    model = _on_meta(cfg)
+    if isinstance(model, str):
+        return model
     params = sum(p.numel() for p in model.parameters())
     config = model.config
     heads = getattr(config, "num_attention_heads", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlft import registry
 from rlft.algo import Algo
 from rlft.config import Config
-from rlft.learning.wiring import refuse_elsewhere, trained_part
+from rlft.learning.wiring import name_of, refuse_elsewhere, trained_part
 
 
 def check_trained_part(cfg: Config, algo: Algo) -> None:
@@ -13,5 +13,13 @@ def check_trained_part(cfg: Config, algo: Algo) -> None:
     if algo.acts or algo.by_noise:
         refuse_elsewhere(cfg, f"algo {type(algo).__name__}")
         return
-    trained_part(cfg).check()
+    method = trained_part(cfg)
+    method.check()
     registry.build("optimizer", cfg.learner.optimizer)
+    if name_of(cfg.learner.trainable) == "full":
+        return  # transformers is imported for nothing else here
+    from rlft.check.model_shape import structure
+
+    model = structure(cfg)
+    if not isinstance(model, str):  # else what loads the model says it
+        method.fits(model)

@@ -41,6 +41,11 @@ class Trainable(Protocol):
         """Raises ConfigError or DataError for what can be known to be wrong before any work starts."""
         return
 
+    def fits(self, lm: Any) -> None:
+        """Raises ConfigError: a model like `lm`, which has shapes and no weights (torch's `meta` device; it
+        may be changed), cannot be trained so."""
+        return
+
     def prepared(self, lm: Any, seed: int) -> Any:
         """The model with adapters in place and `requires_grad` set."""
         return lm

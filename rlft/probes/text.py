@@ -16,6 +16,7 @@ import torch
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
 from rlft.probes.probe import ForgettingProbe, Subject
+from rlft.retention.term import local_start, same_vocabulary
 from rlft.retention.texts import rows_of_text, token_lists
 
 _TILE_BYTES = 3 * 2**20
@@ -42,6 +43,9 @@ class TextForgetting(ForgettingProbe):
             raise ConfigError(
                 f"probes.fns: text: base={self.base!r} is no folder of a language model (no config.json)"
             )
+        start = local_start(cfg)
+        if self.base is not None and start is not None:
+            same_vocabulary(self.base, start, "probes.fns: text: base")
 
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Mapping[str, float]:

@@ -19,6 +19,7 @@ from rlft.retention.term import (
     Place,
     Retention,
     filled,
+    local_start,
     same_vocabulary,
     teacher_fits,
     vocabulary_fits,
@@ -45,6 +46,8 @@ class Kickstarting(Retention):
             teacher_fits(self.teacher, env, "retention: kickstarting")
         elif self.teacher is not None:
             vocabulary_fits(self.teacher, None, "retention: kickstarting")
+            if (start := local_start(cfg)) is not None:
+                same_vocabulary(self.teacher, start, "retention: kickstarting")
 
     def prepared(self, place: Place) -> Kickstarting:
         one = filled(self, teacher=place.start)

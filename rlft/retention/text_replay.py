@@ -16,7 +16,14 @@ from pydantic import Field
 
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
-from rlft.retention.term import Place, Retention, filled, same_vocabulary, vocabulary_fits
+from rlft.retention.term import (
+    Place,
+    Retention,
+    filled,
+    local_start,
+    same_vocabulary,
+    vocabulary_fits,
+)
 from rlft.retention.texts import rows_of_text
 from rlft.schedule import Kept
 from rlft.types import Term
@@ -53,6 +60,8 @@ class TextReplay(Retention):
             )
         if self.teacher is not None:
             vocabulary_fits(self.teacher, None, f"retention: {self.called}")
+            if (start := local_start(cfg)) is not None:
+                same_vocabulary(self.teacher, start, f"retention: {self.called}")
 
     def prepared(self, place: Place) -> TextReplay:
         one = filled(self, tokenizer=place.start)

@@ -48,6 +48,7 @@ METHODS = {
         "args": {"r": 8, "target_modules": ["q_proj"]},
     },
     "oft": {"name": "peft", "config": "OFTConfig", "args": {"oft_block_size": 8, "r": 0}},
+    "randlora": {"name": "peft", "config": "RandLoraConfig", "args": {"r": 4}},
     "selective": {"name": "selective_lora", "rank": 4},
     "s2ft": {"name": "s2ft", "channels": 0.1, "heads": 0.5},
 }
@@ -139,7 +140,7 @@ def check_chosen(results, stage):
                         assert size[where].min() >= size[~where].max()
             if name == "hft" and "embed" in weight:
                 assert where.any()
-            if name in ("oft", "selective"):
+            if name in ("oft", "randlora", "selective"):
                 assert bool(where.any()) == matrix, (name, weight)
             if name == "vera":
                 assert bool(where.any()) == ("q_proj" in weight), weight

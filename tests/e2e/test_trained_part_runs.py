@@ -1,6 +1,9 @@
 """Every way to choose what is trained, Muon and clipping by parameter in small runs of GRPO, supervised
 fine-tuning and rejection sampling that learns."""
 
+import json
+import random
+
 import pytest
 from small_runs import metrics, run, weights
 
@@ -18,6 +21,14 @@ LEARNERS = {
     "oft": {
         "trainable": {"name": "peft", "config": "OFTConfig", "args": {"oft_block_size": 8, "r": 0}}
     },
+    "randlora": {"trainable": {"name": "peft", "config": "RandLoraConfig", "args": {"r": 8}}},
+    "eva": {
+        "trainable": {
+            **{"name": "peft", "config": "LoraConfig"},
+            "args": {"r": 4, "init_lora_weights": "eva"},
+        },
+        "zero_stage": 2,
+    },
     "muon": {"optimizer": "muon"},
     "muon8": {"optimizer": {"name": "muon", "bits": 8}, "clip": "parameter"},
 }
@@ -28,8 +39,21 @@ ALGOS = {
 }
 
 
+def learner_of(name, folder):
+    """The section `learner`; EVA begins from texts, which are written into `folder`."""
+    found = LEARNERS[name]
+    if name == "eva":
+        texts = folder / "texts.jsonl"
+        rng = random.Random(0)
+        sums = [(rng.randrange(900), rng.randrange(900)) for _ in range(64)]
+        rows = [json.dumps({"text": f"{a}+{b}={a + b}"}) for a, b in sums]
+        texts.write_text("\n".join(rows) + "\n")
+        found = {**found, "trainable": {**found["trainable"], "texts": str(texts)}}
+    return {"lr": 1e-3, "token_budget": 128, **found}
+
+
 def taken(name, algo, tmp_path, tiny_model, **changes):
-    learner = {"lr": 1e-3, "token_budget": 128, "weight_decay": 0.1, **LEARNERS[name]}
+    learner = {"weight_decay": 0.1, **learner_of(name, tmp_path)}
     run(tmp_path / "run", tiny_model, steps=2, algo=ALGOS[algo], learner=learner, **changes)
     rows = metrics(tmp_path / "run")
     assert rows[-1]["version"] == 2  # published, and both proofs passed
@@ -62,9 +86,9 @@ def test_it_works_with_every_kind_of_algorithm(name, algo, tmp_path, tiny_model)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["hft", "lift", "vera", "muon8"])
+@pytest.mark.parametrize("name", ["hft", "lift", "vera", "eva", "muon8"])
 def test_a_resumed_run_is_an_uninterrupted_one(name, tmp_path, tiny_model):
-    learner = {"lr": 1e-3, "token_budget": 128, **LEARNERS[name]}
+    learner = learner_of(name, tmp_path)
     keys = {"algo": ALGOS["grpo"], "learner": learner}
     run(tmp_path / "whole", tiny_model, steps=4, **keys)
     run(tmp_path / "cut", tiny_model, steps=2, **keys)

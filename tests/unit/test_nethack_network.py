@@ -46,7 +46,7 @@ def test_the_default_has_half_a_million_parameters():
 
 
 def test_the_paper_s_has_33_million_and_an_lstm_of_1738():
-    build = load_config(str(ROOT / "configs/nethack/appo.yaml")).model.build
+    build = load_config(str(ROOT / "configs/nethack_appo.yaml")).model.build
     net = registry.build("network", build)
     with torch.device("meta"):
         policy = net(OBS, ACT)

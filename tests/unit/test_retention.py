@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from rlft.losses.anchor import penalty, pull
 from rlft.losses.teacher import KLToTeacher
 from rlft.policy.actor_critic import ActorCritic
 from rlft.policy.distributions import Categoricals, Gaussian
+from rlft.probes.text import TextForgetting
 from rlft.retention import EWC, L2, BehaviouralCloning, Kickstarting
 from rlft.retention.fisher import (
     Fisher,
@@ -35,6 +37,7 @@ from rlft.retention.fisher import (
     write_fisher,
 )
 from rlft.retention.memory import Memory
+from rlft.retention.text_replay import TextReplay
 from rlft.retention.texts import token_lists
 from rlft.schedule import Decay, at_update
 from rlft.seeding import Key
@@ -694,9 +697,46 @@ def test_a_teacher_that_writes_must_share_the_vocabulary(tmp_path):
         Kickstarting(teacher=str(tmp_path)).prepared(place)
 
 
+def test_two_tokenizers_of_one_size_are_no_shared_one(tmp_path, tiny_model):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    file = other / "tokenizer.json"
+    said = json.loads(file.read_text())
+    vocab = said["model"]["vocab"]
+    vocab["1"], vocab["2"] = vocab["2"], vocab["1"]
+    file.write_text(json.dumps(said))
+    teacher, texts = str(other), tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "1+2=3"}\n')
+    cfg = parse_config(tree(tiny_model), "small")
+    for check in (
+        Kickstarting(teacher=teacher).check,
+        TextReplay(str(texts), target="teacher", teacher=teacher).check,
+        lambda cfg, env, acts: TextForgetting(str(texts), base=teacher).check(cfg, env),
+    ):
+        with pytest.raises(ConfigError, match=r"another tokenizer.* token \d+ is '\d' there"):
+            check(cfg, None, False)
+    same = shutil.copytree(tiny_model, tmp_path / "same")
+    Kickstarting(teacher=str(same)).check(cfg, None, False)
+
+
+def test_a_teacher_with_a_memory_is_not_asked_about_vines():
+    vines = {"name": "polychromic", "seeds": 4, "set_size": 2}
+    network = {"name": "cnn_gru", "channels": [], "width": 8, "memory": 4}
+    env = {"name": "minigrid", "configurations": 2}
+
+    def polychromic(states, build):
+        checked(
+            algo={**vines, "rollout_states": states}, env=env, retention=["kickstarting"],
+            model={"build": build, "dtype": "float32"},
+        )  # fmt: skip
+
+    polychromic(0, network)
+    polychromic(2, {"name": "mlp"})
+    with pytest.raises(ConfigError, match=r"set algo.rollout_states=0 \(it is 2\)"):
+        polychromic(2, network)
+
+
 def test_texts_have_a_teacher_only_where_they_are_told_to(tmp_path):
     from rlft.retention.term import Place
-    from rlft.retention.text_replay import TextReplay
 
     for name, size in (("start", 19), ("teacher", 20)):
         (tmp_path / name).mkdir()

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_runs import tree
 from tiny_llama import save_tiny_llama
 from transformers import AutoTokenizer
 
 from envs.addition import build_model
 from rlft import registry
+from rlft.check import check_plugins
 from rlft.config import parse_config
 from rlft.errors import ConfigError
 from rlft.learning.learner import Learner
@@ -156,6 +158,45 @@ def test_eva_refuses_what_it_cannot_begin(folder):
     spec = peft("AdaLoraConfig", init_lora_weights="eva", total_step=10)
     with pytest.raises(ConfigError, match="is for LoraConfig"):
         registry.build("trainable", {**spec, "texts": "x.jsonl"}).check()
+
+
+def small(model, **changes):
+    return parse_config(tree(model, **changes), "small")
+
+
+def test_what_no_model_can_be_trained_by_is_refused_before_anything_starts(tiny_model):
+    def refused(match, **trainable):
+        with pytest.raises(ConfigError, match=match):
+            check_plugins(small(tiny_model, learner={"trainable": trainable}))
+
+    check_plugins(small(tiny_model, learner={"trainable": "hft"}))
+    for name in ("VeraConfig", "RandLoraConfig", "OFTConfig", "LoHaConfig", "IA3Config"):
+        check_plugins(small(tiny_model, learner={"trainable": {"name": "peft", "config": name}}))
+    pissa = {"name": "peft", "config": "LoraConfig", "args": {"init_lora_weights": "pissa"}}
+    check_plugins(small(tiny_model, learner={"trainable": pissa}))  # needs weights, says nothing
+    refused("no such class.*VeraConfig", name="peft", config="VeraConfg")
+    refused("unexpected keyword argument 'rnk'", name="peft", config="VeraConfig", args={"rnk": 2})
+    refused("learns a prompt", name="peft", config="PromptTuningConfig")
+    refused("ranks are given out anew", name="peft", config="AdaLoraConfig")
+    refused("Target modules .* not found", name="peft", config="LoraConfig",
+            args={"target_modules": ["nowhere"]})  # fmt: skip
+    refused("'nowhere' matches no weight", name="patterns", train=["nowhere"])
+    check_plugins(
+        small(tiny_model, learner={"trainable": {"name": "patterns", "train": ["lm_head", "norm"]}})
+    )
+
+
+def test_half_fine_tuning_of_blocks_that_it_does_not_know_is_refused_before_anything_starts(
+    tmp_path,
+):
+    from transformers import Phi3Config
+
+    Phi3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, pad_token_id=0,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"has no q_proj \(its modules: .*qkv_proj"):
+        check_plugins(small(tmp_path, learner={"trainable": "hft"}))
 
 
 def test_eva_does_not_wait_for_directions_that_so_few_tokens_do_not_have(folder, monkeypatch):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rlft.errors import ConfigError
 from rlft.learning.trained_part import Seen, Trainable
@@ -32,6 +32,17 @@ class Hft(Trainable):
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"every is {self.every}; a round lasts at least 1 step")
+
+    def fits(self, lm: Any) -> None:
+        shapes = {name: tuple(p.shape) for name, p in lm.named_parameters()}
+        blocks = _blocks(shapes)
+        if not blocks:
+            raise ConfigError(
+                f"learner.trainable=hft: the model has no numbered blocks (its weights: "
+                f"{', '.join(list(shapes)[:3])}, ...); use patterns or lift"
+            )
+        for block in blocks:
+            _chosen(block, blocks, 0, Key(0))
 
     def due(self, step: int) -> bool:
         return step % self.every == 0

@@ -34,6 +34,9 @@ class Patterns(Trainable):
 
     train: tuple[str, ...]
 
+    def fits(self, lm: Any) -> None:
+        self.prepared(lm, 0)
+
     def prepared(self, lm: Any, seed: int) -> Any:
         named = dict(lm.named_parameters())
         chosen = matching(self.train, list(named), "learner.trainable.train")

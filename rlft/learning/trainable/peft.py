@@ -56,6 +56,20 @@ class Peft(Trainable):
         if self.texts is not None:
             rows_of_text(self.texts, self.column)
 
+    def fits(self, lm: Any) -> None:
+        import peft
+
+        where = f"learner.trainable: peft {self.config}"
+        made = self._made(lm, where)
+        try:
+            adapted = peft.get_peft_model(lm, made)
+        except (RuntimeError, AttributeError, KeyError):
+            return  # it begins from what weights are, which are not here
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if not wrapped_layers(adapted.get_base_model())[1]:
+            raise _no_merge(where, "none of its layers has a merge")
+
     @property
     def _start(self) -> str:
         return str(self.args.get("init_lora_weights")).lower()
@@ -96,6 +110,11 @@ class Peft(Trainable):
                 f"{where}: init_lora_weights={self._start} reads data to begin from, which is not built; "
                 f"use another, e.g. eva, pissa or true"
             )
+        if self.config == "AdaLoraConfig":
+            raise ConfigError(
+                f"{where}: its ranks are given out anew while it trains, which is not built; use "
+                f"LoraConfig with init_lora_weights: eva, which gives them out at the start"
+            )
         if args.get("modules_to_save") or args.get("trainable_token_indices"):
             raise ConfigError(
                 f"{where}: whole modules beside adapters are not built; leave modules_to_save and "
@@ -134,7 +153,11 @@ def _refuse_what_does_not_merge(adapted: Any, where: str) -> None:
     except (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
     if reason is not None:
-        raise ConfigError(
-            f"{where} cannot be merged into the weights, so engines cannot be sent it ({reason}); choose "
-            f"a method whose adapters merge, such as LoraConfig, VeraConfig, OFTConfig"
-        )
+        raise _no_merge(where, reason)
+
+
+def _no_merge(where: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{where} cannot be merged into the weights, so engines cannot be sent it ({reason}); choose "
+        f"a method whose adapters merge, such as LoraConfig, VeraConfig, OFTConfig"
+    )
