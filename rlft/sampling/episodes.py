@@ -209,7 +209,8 @@ class Block:
             self._reset(everyone)
             return episodes
         for slot, (env, point) in enumerate(zip(self._envs, rest.points, strict=True)):
-            env.begin(point)
+            # A run must not end on it that in one game of many a shopkeeper has another name.
+            env.begin(point, or_fail=True)
             self._began[slot] = (0, 0.0)
         self._reset(everyone)
         self._state = None if rest.state is None else rest.state.copy()

@@ -119,6 +119,7 @@ class Guarded(gymnasium.Wrapper):
         self._make, self._names, self._alarm = make, names, Alarm(timeout)
         self.running: Running | None = None
         self._next: Running | Point | None = None
+        self._or_fail = False
         self._within, self._shaped = within(self.observation_space), shaped(self.observation_space)
         self._before: tuple[Any, ...] = ()
         self._last: Any = blank(self.observation_space)
@@ -129,9 +130,10 @@ class Guarded(gymnasium.Wrapper):
         """The last observation."""
         return self._last
 
-    def begin(self, at: Running | Point | None) -> None:
-        """Says what the next `reset` begins; None: nothing, the environment idles."""
-        self._next = at
+    def begin(self, at: Running | Point | None, *, or_fail: bool = False) -> None:
+        """Says what the next `reset` begins; None: nothing, the environment idles. or_fail: a point that
+        cannot be returned to is an episode that failed, else it is a ConfigError."""
+        self._next, self._or_fail = at, or_fail
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         del seed, options  # `begin` said
@@ -157,8 +159,10 @@ class Guarded(gymnasium.Wrapper):
             if not isinstance(start, Point):  # which was noted when it was reached
                 self._note(info)
             self._info = info
-        except UserError:
-            raise  # a point that cannot be returned to is no fault of the environment's
+        except UserError as error:
+            if not self._or_fail:
+                raise  # a point that cannot be returned to is no fault of the environment's
+            self._failed(error)
         except (Exception, StepTimeout, SystemExit) as error:
             self._failed(error)
         return self._last, {}

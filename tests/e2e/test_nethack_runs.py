@@ -76,3 +76,14 @@ def test_a_clone_that_was_resumed_is_the_same_with_its_readers_states(tmp_path):
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
     for name, tensor in weights(tmp_path / "whole", 2).items():
         assert torch.equal(tensor, weights(tmp_path / "halves", 2)[name]), name
+
+
+@pytest.mark.long
+def test_two_steps_in_the_middle_of_games_and_two_resumed_are_four(tmp_path):
+    """Steps of 16 in games of up to 40 moves: the games are played again to where they were left."""
+    run(tmp_path / "whole", algo=APPO, steps=4)
+    run(tmp_path / "halves", algo=APPO, steps=2)
+    run(tmp_path / "halves", algo=APPO, steps=4, resume=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
+    for name, tensor in weights(tmp_path / "whole", 4).items():
+        assert torch.equal(tensor, weights(tmp_path / "halves", 4)[name]), name

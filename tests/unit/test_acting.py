@@ -745,6 +745,39 @@ def test_segments_of_what_cannot_be_put_back_go_on_here_and_begin_anew_elsewhere
     assert rest.episodes == tuple(n + 1 for n in rests[1].episodes)
 
 
+def test_an_episode_that_cannot_be_put_back_has_failed_and_the_others_go_on():
+    class Fickle(Walk):
+        other_way = ()
+
+        def reset(self, *, seed=None, options=None):
+            seen, info = super().reset(seed=seed, options=options)
+            self.skewed = seed in self.other_way
+            return seen, info
+
+        def _seen(self):
+            return super()._seen() + (self.skewed and self.steps == 5)
+
+        skewed = False
+
+    policy = policy_for(Walk())
+
+    def of():
+        return block_of(lambda: Fickle(length=30, limit=12), policy, how="replay")
+
+    before, rest = drive(policy, of().segments(None, 5, Key(1), task_of))
+    assert len(before) == 3
+    ours, _ = drive(policy, of().segments(rest, 5, Key(2), task_of))
+    Fickle.other_way = (100,)  # the episode of environment 1
+    theirs, after = drive(policy, of().segments(rest, 5, Key(2), task_of))
+    same_strips([p for p in theirs if p.slot != 1], [p for p in ours if p.slot != 1])
+    failed, new = [p for p in theirs if p.slot == 1]
+    assert (failed.end, len(failed.strip.reward)) == ("error", 0)
+    assert "led to another observation" in failed.episode.error
+    assert failed.episode.length == 5, "what it had done before is told"
+    assert len(new.strip.reward) == 4 and not new.strip.continues
+    assert after.episodes == (0, 1, 0)
+
+
 def test_an_environment_that_does_not_repeat_itself_has_no_vines():
     class Restless(Walk):
         def reset(self, *, seed=None, options=None):
