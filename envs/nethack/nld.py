@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import bz2
 import functools
+import pickle
 import re
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,8 +122,42 @@ def _damaged(path: Path, why: str) -> DataError:
     )
 
 
+_BLOCK = 256
+"""Steps that are packed together."""
+
+
+class _Game:
+    """A game in memory: its steps packed by blocks, a twentieth of 4 kB a step and less, and the block that
+    was read last as it is."""
+
+    def __init__(self, whole: Demonstration) -> None:
+        assert isinstance(whole.observations, dict)
+        self.steps = len(whole)
+        arrays = {**whole.observations, "action": whole.actions, "reward": whole.rewards}
+        cuts = range(0, self.steps, _BLOCK)
+        self._blocks = [
+            zlib.compress(pickle.dumps({n: x[t : t + _BLOCK] for n, x in arrays.items()}), 1)
+            for t in cuts
+        ]
+        self._block = functools.lru_cache(maxsize=1)(self._unpacked)
+
+    def read(self, first: int, last: int) -> Demonstration:
+        """Steps `first` to `last - 1`."""
+        last = min(last, self.steps)
+        numbers = range(first // _BLOCK, (max(first, last - 1)) // _BLOCK + 1)
+        parts = [self._block(number) for number in numbers]
+        cut = slice(first - numbers[0] * _BLOCK, last - numbers[0] * _BLOCK)
+        joined = {n: np.concatenate([p[n] for p in parts])[cut] for n in parts[0]}
+        actions, rewards = joined.pop("action"), joined.pop("reward")
+        return Demonstration(joined, actions, rewards, terminated=last >= self.steps)
+
+    def _unpacked(self, number: int) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = pickle.loads(zlib.decompress(self._blocks[number]))
+        return found
+
+
 class NLD:
-    """The games of a data set. kept: how many stay unpacked, about 4 kB a step each."""
+    """The games of a data set. kept: how many stay in memory."""
 
     def __init__(self, data: Any, keys: Sequence[int], kept: int = 16) -> None:
         self._data, self._num_actions = data, len(keys)
@@ -134,28 +170,23 @@ class NLD:
         self._game = functools.lru_cache(maxsize=kept)(self._unpacked)
 
     def keep(self, games: int) -> None:
-        """Says how many games are read at a time: each of them is unpacked once."""
+        """Says how many games are read at a time: each of them is converted once."""
         if games > self._game.cache_info().maxsize:
             self._game = functools.lru_cache(maxsize=games)(self._unpacked)
 
     def steps(self, game: int) -> int:
         if game not in self._lengths:
-            self._lengths[game] = len(self._game(game))
+            self._lengths[game] = self._game(game).steps
         return self._lengths[game]
 
     def read(self, game: int, first: int, last: int) -> Demonstration:
         """See `Recordings.read`."""
-        whole, cut = self._game(game), slice(first, last)
-        assert isinstance(whole.observations, dict)
-        seen = {name: array[cut] for name, array in whole.observations.items()}
-        return Demonstration(
-            seen, whole.actions[cut], whole.rewards[cut], terminated=last >= len(whole)
-        )
+        return self._game(game).read(first, last)
 
     def summary(self) -> str:
         return f"{len(self.names):,} games of NLD"
 
-    def _unpacked(self, game: int) -> Demonstration:
+    def _unpacked(self, game: int) -> _Game:
         number = self._data._gameids[game]
         for part in self._data.get_paths(number):
             _require_whole(Path(self._data._rootpath) / part)
@@ -187,7 +218,7 @@ class NLD:
             "blstats": stats[:upto],
             "prev_action": np.concatenate([[self._num_actions], actions[:-1]]),
         }
-        return Demonstration(seen, actions, reward)
+        return _Game(Demonstration(seen, actions, reward))
 
 
 def first_border(timestamps: np.ndarray, turns: np.ndarray) -> int:

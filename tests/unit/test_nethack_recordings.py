@@ -377,6 +377,24 @@ def test_nld_is_read_as_what_was_seen_and_done(nld_folder):
             assert ours["blstats"].tolist() == stats.tolist()
 
 
+def test_how_a_game_of_nld_is_cut_in_memory_changes_nothing(nld_folder, monkeypatch):
+    spec = f"{nld_folder[0]}/ttyrecs.db:mine"
+    whole, pieces = (open_nld(spec, KEYS) for _ in range(2))
+    theirs = whole.read(0, 0, whole.steps(0))
+    monkeypatch.setattr("envs.nethack.nld._CHUNK", 16)
+    monkeypatch.setattr("envs.nethack.nld._BLOCK", 10)
+    assert pieces.steps(0) == whole.steps(0) == len(theirs) > 60
+    for first, last in ((0, len(theirs)), (9, 11), (25, 26), (60, len(theirs))):
+        ours = pieces.read(0, first, last)
+        assert np.array_equal(ours.actions, theirs.actions[first:last])
+        assert np.array_equal(ours.rewards, theirs.rewards[first:last])
+        for name, x in ours.observations.items():
+            assert np.array_equal(x, theirs.observations[name][first:last]), name
+        assert ours.terminated == (last == len(theirs))
+    packed = sum(len(block) for block in whole._game(0)._blocks)
+    assert packed < len(theirs) * 3840 / 10
+
+
 @pytest.mark.parametrize(
     "spec, said",
     [
