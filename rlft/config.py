@@ -207,6 +207,10 @@ class Probes(Section):
     fns: list[Plugin] = Field(default=[], description="the probes")
     threads: Positive = Field(default=1, description="of the actor that probes")
     gpus: Annotated[float, Field(ge=0)] = 0
+    scratch: str | None = Field(
+        default=None,
+        description="folder of a run from nothing with the same probes: the report says forward transfer",
+    )
 
 
 class Save(Section):

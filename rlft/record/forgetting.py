@@ -1,7 +1,7 @@
 """The report's part on forgetting: what the probes of a run say, as curves and as a table. Pure.
 
-The table's last column is the backward transfer of each number, its end less its start. Forward transfer
-needs a run from scratch beside it: `rlft forgetting RUN --scratch RUN`.
+The table's column `change` is the backward transfer of each number, its end less its start. Forward
+transfer needs a run from scratch beside it: `probes.scratch`, or `rlft forgetting RUN --scratch RUN`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,48 @@ def probe_charts(rows: Sequence[Row]) -> list[Chart]:
     ]
 
 
-def forgetting_html(rows: Sequence[Row]) -> Iterator[str]:
-    """The table, and which probes failed."""
+def forgetting_html(
+    rows: Sequence[Row], scratch: Sequence[Row] | None = None, whose: str = ""
+) -> Iterator[str]:
+    """The table, and which probes failed. scratch: the probes of a run from nothing; whose: its folder."""
     if not rows:
         return
     yield "<h2>Forgetting</h2>"
     yield '<table class="numbers"><tr><th>number</th><th>start</th><th>least</th><th>largest</th>'
-    yield "<th>end</th><th>change</th></tr>"
+    gained = {} if scratch is None else _gained(rows, scratch)
+    more = "<th>forward transfer</th>" if gained else ""
+    yield f"<th>end</th><th>change</th>{more}</tr>"
     for names in _by_probe(rows).values():
         for name in names:
             y = curve(rows, name)[1]
             cells = (y[0], y.min(), y.max(), y[-1])
             shown = "".join(f"<td>{x:.3f}</td>" for x in cells)
+            if gained:
+                more = f"<td>{gained[name]:+.3f}</td>" if name in gained else "<td></td>"
             yield f"<tr><td>{escape(name)}</td>{shown}"
-            yield f"<td>{backward_transfer(float(y[0]), float(y[-1])):+.3f}</td></tr>"
+            yield f"<td>{backward_transfer(float(y[0]), float(y[-1])):+.3f}</td>{more}</tr>"
     yield "</table>"
+    if scratch is not None and not gained:
+        yield (
+            f'<p class="note">No forward transfer: {escape(whose)} has no success probed up to the same '
+            f"step.</p>"
+        )
     for row in rows:
         if "failed" in row:
             yield f'<p class="note">step {row["step"]} failed: {escape(str(row["failed"]))}</p>'
+
+
+def _gained(rows: Sequence[Row], scratch: Sequence[Row]) -> dict[str, float]:
+    """The forward transfer of each success that both were probed for, up to the same step."""
+    found = {}
+    for names in _by_probe(rows).values():
+        for name in names:
+            if name.rpartition("/")[2] != "success" and "/stage_" not in name:
+                continue
+            both = [curve(some, name) for some in (rows, scratch)]
+            if all(len(steps) for steps, _ in both) and both[0][0][-1] == both[1][0][-1]:
+                found[name] = forward_transfer(*(area(*one) for one in both))
+    return found
 
 
 def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,7 @@ class RunFiles:
     tokens: list[dict[str, Any]]
     alerts: list[dict[str, Any]]
     probes: list[dict[str, Any]]
+    scratch: list[dict[str, Any]] | None
     result: Mapping[str, Any] | None
     age_s: float | None
 
@@ -76,9 +77,11 @@ def read_run(folder: Path) -> RunFiles:
     }
     environment, result = folder / "environment.json", folder / "result.json"
     written = folder / "metrics.jsonl"
+    config = yaml.safe_load(text)
+    scratch = _scratch_of(config)
     return RunFiles(
         folder=folder,
-        config=yaml.safe_load(text),
+        config=config,
         config_text=text,
         environment=json.loads(environment.read_text()) if environment.is_file() else {},
         metrics=lines["metrics"],
@@ -87,9 +90,16 @@ def read_run(folder: Path) -> RunFiles:
         tokens=lines["tokens"],
         alerts=lines["alerts"],
         probes=lines["probes"],
+        scratch=None if scratch is None else JsonLines(scratch / "probes.jsonl").rows(),
         result=json.loads(result.read_text()) if result.is_file() else None,
         age_s=time.time() - written.stat().st_mtime if written.is_file() else None,
     )
+
+
+def _scratch_of(config: Mapping[str, Any]) -> Path | None:
+    """The run from nothing that `probes.scratch` names."""
+    named = (config.get("probes") or {}).get("scratch")
+    return None if named is None else Path(named).expanduser()
 
 
 def page(run: RunFiles) -> str:
@@ -99,7 +109,7 @@ def page(run: RunFiles) -> str:
     drawn[2:2] = maps(run.samples)  # behind the reward, in training and held out
     drawn += probe_charts(run.probes)
     after = [
-        *forgetting_html(run.probes),
+        *forgetting_html(run.probes, run.scratch, str(_scratch_of(run.config))),
         "<h2>Completions</h2>" if run.samples else "",
         *samples_html(run.samples, run.tokens),
         *_details(run),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from envs.apple_retrieval import AppleRetrieval
@@ -22,6 +23,7 @@ from rlft.policy.lm import load_lm
 from rlft.probes import Restart, TeacherLikelihood
 from rlft.probes.probe import Subject
 from rlft.record.forgetting import curve, forgetting_html, lines, probe_charts
+from rlft.record.report import write_report
 from rlft.record.transfer import area, backward_transfer, forward_transfer
 from rlft.seeding import Key
 
@@ -106,6 +108,9 @@ def test_probes_that_cannot_work_are_refused_before_anything_starts(tmp_path):
     check_plugins(parse_config({**TREE, "probes": {"fns": [restart]}}, "test"))
     refused("two probes are called 'restart'", restart, restart)
     refused("give `env`, keys that differ", {"name": "restart"})
+    cfg = parse_config({**TREE, "probes": {"fns": [restart], "scratch": str(tmp_path)}}, "test")
+    with pytest.raises(ConfigError, match=r"probes.scratch: .* no run folder with a probes.jsonl"):
+        check_plugins(cfg)
     refused("unknown key 'strat'", {"name": "restart", "env": {"strat": "back"}})
     refused("other observations or actions", {"name": "restart", "env": {"c": 0.5}})
     refused("is not a file", {"name": "teacher_likelihood", "path": "none.npz"})
@@ -220,6 +225,29 @@ def test_a_step_at_which_every_episode_failed_is_a_gap_and_no_collapse():
     ]
     steps, reached = curve(rows, "far/stage_2")
     assert (steps.tolist(), reached.tolist()) == ([0, 10, 20, 40], [0.9, 0.0, 0.6, 0.0])
+
+
+def test_the_page_says_forward_transfer_beside_a_run_from_nothing(tmp_path):
+    scratch = [
+        {"step": 0, "far/success": 0.0, "far/stage_2": 0.0},
+        {"step": 20, "far/success": 0.4, "far/stage_2": 0.0},
+    ]
+    html = "".join(forgetting_html(ROWS, scratch, "runs/nothing"))
+    ours = (0.6 * 10 + 0.45 * 10) / 20  # areas of .9, .3, .6 at 0, 10, 20 and of 0, .4
+    assert "<th>forward transfer</th>" in html
+    assert f"<td>-0.300</td><td>{(ours - 0.2) / 0.8:+.3f}</td>" in html
+    shorter = "".join(forgetting_html(ROWS, scratch[:1], "runs/<nothing>"))
+    assert "<th>forward transfer</th>" not in shorter
+    assert "runs/&lt;nothing&gt; has no success probed up to the same step" in shorter
+
+    tree = {**TREE, "probes": {"scratch": str(tmp_path / "nothing")}}
+    said = parse_config(tree, "test").model_dump(mode="json", by_alias=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(said))
+    (tmp_path / "nothing").mkdir()
+    for folder, rows in ((tmp_path, ROWS), (tmp_path / "nothing", scratch)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "probes.jsonl").write_text(text)
+    assert "<th>forward transfer</th>" in write_report(tmp_path).read_text()
 
 
 def test_the_report_shows_the_curve_and_what_was_lost():
