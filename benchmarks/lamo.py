@@ -126,7 +126,8 @@ def nats(folder: str, changed: tuple[dict, dict] | None, held_out: Path) -> floa
     said = changed[0] if changed else {"pretrained": True}
     lm = language_model(folder, said.get("pretrained", True), said.get("lora"))
     if changed:
-        lm.load_state_dict(changed[1])
+        kept = lm.state_dict().keys()
+        lm.load_state_dict({n: t for n, t in changed[1].items() if n in kept})
     total = count = 0.0
     for ids in token_lists(held_out, Path(folder), 128):
         row = torch.tensor([ids])

@@ -99,10 +99,13 @@ class ControlLearner(Trained):
         return self._stepped()
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, float32 on the CPU) of every weight and buffer. A collective under ZeRO-3."""
+        """(name, float32 on the CPU) of every weight and buffer that is saved with a policy (a language
+        model's table of angles is not). A collective under ZeRO-3."""
         named = dict(self.policy.named_parameters())
         for name, parameter in named.items():
             with self._gathered([parameter]):
                 yield name, parameter.detach().float().cpu()
+        saved = self.policy.state_dict().keys()
         for name, buffer in self.policy.named_buffers():
-            yield name, buffer.detach().float().cpu()
+            if name in saved:
+                yield name, buffer.detach().float().cpu()

@@ -359,6 +359,8 @@ def load_policy(folder: str | Path, env: Any) -> ActorCritic:
         ) from error
     network = registry.build("network", spec)
     policy = network(env.observation_space, env.action_space)
+    for name in dict(policy.named_buffers()).keys() - policy.state_dict().keys():
+        weights.pop(name, None)  # what a policy makes itself; runs of before saved it
     wrong = [
         f"{name}: saved {list(weights[name].shape) if name in weights else 'nothing'}, expected "
         f"{list(tensor.shape)}"

@@ -1,11 +1,14 @@
 """A language model that reads episodes, and environments that say how much is still wanted."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.torch import save_file
 
 from envs.conditioned import Conditioned
 from rlft import registry
@@ -13,8 +16,9 @@ from rlft.cloning import strips_of
 from rlft.config import parse_config
 from rlft.demonstrations import Demonstration, write
 from rlft.errors import ConfigError
+from rlft.learning.control_learner import ControlLearner
 from rlft.learning.language_buffer import LanguageBuffer
-from rlft.policy.actor_critic import as_tensors
+from rlft.policy.actor_critic import as_tensors, load_policy, new_policy
 from rlft.policy.context import Context
 from rlft.policy.decision_transformer import DecisionTransformer
 from rlft.policy.observed import as_arrays
@@ -264,6 +268,32 @@ def test_language_asks_for_a_policy_with_a_model_inside(tmp_path):
         ConfigError, match=r"needs a policy with a language model inside, got .*mlp"
     ):
         check_retention(cfg, registry.build("algo", cfg.algo), registry.build("env", cfg.env))
+
+
+def test_what_a_learner_saves_of_it_is_loaded_again(tiny_model, tmp_path):
+    """Its model has buffers that no file holds."""
+    env, folder = Conditioned(MAZE, 0.9).make(), tmp_path / "model"
+    spec = {
+        "name": "decision_transformer",
+        "lm": str(tiny_model),
+        "lora": 4,
+        "steps": 4,
+        "hidden": 16,
+    }
+    new_policy(spec, env, 0, folder)
+    trained = load_policy(folder, env)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.01)
+    assert dict(trained.named_buffers()).keys() - trained.state_dict().keys()
+    stub = SimpleNamespace(policy=trained, _gathered=lambda parameters: nullcontext())
+    saved = {n: t.clone() for n, t in ControlLearner.full_tensors(stub)}
+    assert saved.keys() == trained.state_dict().keys()
+    of_before = {n: b.clone() for n, b in trained.named_buffers()}
+    for more in ({}, of_before):
+        save_file({**saved, **more}, folder / "model.safetensors")
+        for name, tensor in load_policy(folder, env).state_dict().items():
+            assert torch.equal(tensor, saved[name]), name
 
 
 def test_a_language_model_with_a_tied_head_is_saved_and_loaded(tmp_path):
