@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from many_runs import model_of, one_cluster, run_once
@@ -63,7 +65,9 @@ def main() -> None:
 
 def write_texts(path: Path) -> None:
     """Held-out problems with their demonstrations, as the start model knows them."""
-    tasks = Addition(held_out_size=128).held_out()
+    env = Addition(held_out_size=128)
+    held_out: Any = env.held_out()  # which come without
+    tasks = replace(held_out, careful_share=env.careful_share)
     rows = [{"text": f"{t.prompt}{t.demos[0]}"} for t in (tasks[i] for i in range(len(tasks)))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
