@@ -88,7 +88,7 @@ class Shards:
         _same_actions(root / "actions.json", keys)
         self._root, self._num_actions = root, len(keys)
         self.names = [f"{r['set']}/{r['game']}" for r in rows]
-        self.seeds = [_seed_of(r, root / "games.jsonl") for r in rows]
+        self.seeds = [_seed_of(r) for r in rows]
         self._files: list[list[str]] = [list(r["files"]) for r in rows]
         self._lengths = self._checked([int(r["steps"]) for r in rows])
         self._ends = [np.cumsum(lengths) for lengths in self._lengths]
@@ -217,12 +217,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _seed_of(row: Mapping[str, Any], path: Path) -> int | None:
+def _seed_of(row: Mapping[str, Any]) -> int | None:
     """What `reset(seed=)` takes to begin the game again, where it is known."""
     seed = row["seed_core"]
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise DataError(f"{path}: game {row['game']} has the seed_core {seed!r}, expected a number")
-    return seed
+    return seed if isinstance(seed, int) and 0 <= seed < 2**63 else None
 
 
 def _same_actions(path: Path, keys: Sequence[int]) -> None:

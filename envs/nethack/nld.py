@@ -96,10 +96,18 @@ def _require_both_ends(path: Path) -> None:
     with path.open("rb") as stream:
         head = stream.read(len(_HEAD))
         size = stream.seek(0, 2)
-        stream.seek(max(0, size - 11))
-        tail = int.from_bytes(stream.read(), "big")
-    if head != _HEAD or not any((tail >> (32 + pad)) & (2**48 - 1) == _FOOT for pad in range(8)):
+        stream.seek(max(0, size - 4096))
+        tail = stream.read()
+    # Files may be filled up with zeros, and a checksum may end in some.
+    bare = tail.rstrip(b"\0")
+    if head != _HEAD or not any(_ends(bare + bytes(zeros)) for zeros in range(7)):
         raise _damaged(path, f"{size:,} bytes that are no whole bzip2 stream")
+
+
+def _ends(tail: bytes) -> bool:
+    """Whether these are the last bytes of a bzip2 stream: its foot, a checksum, and less than a byte."""
+    last = int.from_bytes(tail[-11:], "big")
+    return any((last >> (32 + pad)) & (2**48 - 1) == _FOOT for pad in range(8))
 
 
 def _require_whole(path: Path) -> None:
@@ -107,8 +115,14 @@ def _require_whole(path: Path) -> None:
     unpacker = bz2.BZ2Decompressor()
     try:
         with path.open("rb") as stream:
-            while not unpacker.eof and (block := stream.read(2**20)):
-                unpacker.decompress(block)
+            while block := stream.read(2**20):
+                while block:
+                    if unpacker.eof:  # another stream may follow, or zeros
+                        block = block.lstrip(b"\0")
+                        unpacker = bz2.BZ2Decompressor() if block else unpacker
+                    if block:
+                        unpacker.decompress(block)
+                    block = unpacker.unused_data if unpacker.eof and block else b""
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from error
     if not unpacker.eof:
@@ -139,21 +153,22 @@ class _Game:
             zlib.compress(pickle.dumps({n: x[t : t + _BLOCK] for n, x in arrays.items()}), 1)
             for t in cuts
         ]
-        self._block = functools.lru_cache(maxsize=1)(self._unpacked)
+        self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     def read(self, first: int, last: int) -> Demonstration:
         """Steps `first` to `last - 1`."""
         last = min(last, self.steps)
         numbers = range(first // _BLOCK, (max(first, last - 1)) // _BLOCK + 1)
-        parts = [self._block(number) for number in numbers]
+        parts = [self._unpacked(number) for number in numbers]
         cut = slice(first - numbers[0] * _BLOCK, last - numbers[0] * _BLOCK)
         joined = {n: np.concatenate([p[n] for p in parts])[cut] for n in parts[0]}
         actions, rewards = joined.pop("action"), joined.pop("reward")
         return Demonstration(joined, actions, rewards, terminated=last >= self.steps)
 
     def _unpacked(self, number: int) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = pickle.loads(zlib.decompress(self._blocks[number]))
-        return found
+        if self._last[0] != number:
+            self._last = number, pickle.loads(zlib.decompress(self._blocks[number]))
+        return self._last[1]
 
 
 class NLD:

@@ -18,6 +18,8 @@ def check_trained_part(cfg: Config, algo: Algo) -> None:
     registry.build("optimizer", cfg.learner.optimizer)
     if name_of(cfg.learner.trainable) == "full":
         return  # transformers is imported for nothing else here
+    if "score" in algo.needs:
+        return  # a reward model has another head, which is made when it is loaded
     from rlft.check.model_shape import structure
 
     model = structure(cfg)

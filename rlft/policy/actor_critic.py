@@ -291,7 +291,8 @@ class ActorCritic(nn.Module):
             hidden = self.policy_encoder(flat)
             if self.memory is not None:
                 assert state is not None
-                read, state = self.memory.read(placed(hidden), state, real)
+                some = (real,) if real is not None and hasattr(self.memory, "reads_some") else ()
+                read, state = self.memory.read(placed(hidden), state, *some)
                 read = read.flatten(0, 1)
                 hidden = self._read(read if real is None else read[real], hidden)
             params = placed(self._params(hidden))

@@ -20,6 +20,9 @@ class Context(nn.Module):
     of what it says of a step; steps: how many it sees, its own the last; state_size: numbers
     that it carries: the inputs of the `steps - 1` before and how many of them there are."""
 
+    reads_some = True
+    """Whether `read` may be asked about some steps alone."""
+
     def __init__(self, lm: nn.Module, size: int, steps: int, hidden: int = 0) -> None:
         super().__init__()
         self.lm, self.size, self.steps = lm, size, steps

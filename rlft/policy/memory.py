@@ -17,10 +17,9 @@ class GRU(nn.GRU):
         self.width = self.state_size = width
 
     def read(
-        self, x_BTD: torch.Tensor, state_BH: torch.Tensor, real: torch.Tensor | None = None
+        self, x_BTD: torch.Tensor, state_BH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(what it says of each step `[B, T, width]`, the state after the last). real: which steps are
-        asked about; all are read here, since those after an end come last."""
+        """(what it says of each step `[B, T, width]`, the state after the last)."""
         read_BTW, last = self(x_BTD, state_BH[None].contiguous())
         return read_BTW, last[0]
 
@@ -33,7 +32,7 @@ class LSTM(nn.LSTM):
         self.width, self.state_size = width, 2 * width
 
     def read(
-        self, x_BTD: torch.Tensor, state_BH: torch.Tensor, real: torch.Tensor | None = None
+        self, x_BTD: torch.Tensor, state_BH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `GRU.read`."""
         h, c = state_BH.chunk(2, -1)

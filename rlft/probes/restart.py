@@ -51,6 +51,8 @@ class Restart(ForgettingProbe):
             raise ConfigError(
                 "probes.fns: restart: give `env`, keys that differ from the run's, or `saved`"
             )
+        if self.at is not None and not self.at:
+            raise ConfigError("probes.fns: restart: `at` is empty; name a place, or leave it out")
         one = self._env(cfg)
         spaces = []
         for recipe in (env, one):
@@ -64,6 +66,11 @@ class Restart(ForgettingProbe):
             )
         if self.saved is not None:
             self._saved(one)
+            if getattr(one, "snapshots", "copy") == "none":
+                raise ConfigError(
+                    "probes.fns: restart: env.snapshots is none, so it cannot be put back into a saved "
+                    "state; set copy or replay, or give `env`"
+                )
         elif self.at is not None:
             raise ConfigError(
                 "probes.fns: restart: `at` is a place in `saved` episodes; give those"
@@ -86,7 +93,7 @@ class Restart(ForgettingProbe):
         saved = self._saved(env)
         recorded = _library(str(self.saved), env) is not None
         inside = hasattr(env, "conditioned")  # and shows more than what was recorded
-        lost: list[int] = []
+        lost: list[ConfigError] = []
 
         def starts(block: Any, policy: Any) -> list[Any]:
             found = []
@@ -99,24 +106,24 @@ class Restart(ForgettingProbe):
                     point, state = _saved_state(block, policy, strip, seed, seen)
                     if recorded and not _alike(point.point.snapshot.course.observation, strip):
                         raise ConfigError(f"probes.fns: restart: game {seed} took another course")
-                except ConfigError:
+                except ConfigError as error:
                     if not recorded:
                         raise
-                    lost.append(place)
+                    lost.append(error)
                     continue
                 for j in range(self.episodes):
                     noise = subject.key.child(place, j).seed(63)
-                    found.append(replace(point, seed=noise, state=state))
+                    found.append(replace(point, seed=noise, state=state, or_fail=recorded))
             if not found:
                 raise DataError(
                     f"probes.fns: restart: none of {len(saved)} recorded games took the course that was "
                     f"recorded when it was taken again; were they recorded with this environment's keys "
-                    f"(character, menus)?"
-                )
+                    f"(character, menus)? The first: {lost[0]}"
+                ) from lost[0]
             return found
 
         told = numbers(played(env, subject.model, starts, **how))
-        return {**told, "unreachable": len(lost) / len(saved)} if lost else told
+        return {**told, "unreachable": len(lost) / len(saved)} if recorded else told
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)
@@ -155,7 +162,8 @@ def _places(
     library = _library(path, env)
     found: list[tuple[int, int, int]] = []
     if library is not None:
-        games, seeds = library.recordings, library.recordings.seeds
+        games = library.recordings
+        seeds = getattr(games, "seeds", None) or [None] * len(games.names)
     else:
         raw, _ = demonstrations_of(path, env)
         seeds = [demo.seed for demo in raw]
@@ -253,7 +261,8 @@ def numbers(episodes: Sequence[Episode]) -> dict[str, float]:
 def _alike(observation: Any, strip: Strip) -> bool:
     """Whether an observation is the last that `strip` saw."""
     shown = as_arrays(observation)
-    return all(np.array_equal(shown[name], x[-1]) for name, x in strip.obs.items())
+    pairs = ((x[-1], np.asarray(shown[name], x.dtype)) for name, x in strip.obs.items())
+    return all(np.array_equal(one, other) for one, other in pairs)
 
 
 def _saved_state(

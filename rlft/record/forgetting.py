@@ -30,7 +30,7 @@ def probe_charts(rows: Sequence[Row]) -> list[Chart]:
 
 
 def forgetting_html(
-    rows: Sequence[Row], scratch: Sequence[Row] | None = None, whose: str = ""
+    rows: Sequence[Row], scratch: Sequence[Row] | None = None, whose: Path | None = None
 ) -> Iterator[str]:
     """The table, and which probes failed. scratch: the probes of a run from nothing; whose: its folder."""
     if not rows:
@@ -51,10 +51,8 @@ def forgetting_html(
             yield f"<td>{backward_transfer(float(y[0]), float(y[-1])):+.3f}</td>{more}</tr>"
     yield "</table>"
     if scratch is not None and not gained:
-        yield (
-            f'<p class="note">No forward transfer: {escape(whose)} has no success probed up to the same '
-            f"step.</p>"
-        )
+        lacks = "success probed up to the same step" if scratch else "probes.jsonl here"
+        yield f'<p class="note">No forward transfer: {escape(str(whose))} has no {lacks}.</p>'
     for row in rows:
         if "failed" in row:
             yield f'<p class="note">step {row["step"]} failed: {escape(str(row["failed"]))}</p>'
@@ -89,7 +87,8 @@ def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _measured(row: Row, probe: str) -> bool:
     """Whether a row says more of a probe than that its episodes failed."""
-    return any(key.startswith(f"{probe}/") and key != f"{probe}/failed" for key in row)
+    nothing = (f"{probe}/failed", f"{probe}/unreachable")
+    return any(key.startswith(f"{probe}/") and key not in nothing for key in row)
 
 
 def lines(folder: Path, metric: str | None, scratch: Path | None) -> Iterator[str]:

@@ -109,7 +109,7 @@ def page(run: RunFiles) -> str:
     drawn[2:2] = maps(run.samples)  # behind the reward, in training and held out
     drawn += probe_charts(run.probes)
     after = [
-        *forgetting_html(run.probes, run.scratch, str(_scratch_of(run.config))),
+        *forgetting_html(run.probes, run.scratch, _scratch_of(run.config)),
         "<h2>Completions</h2>" if run.samples else "",
         *samples_html(run.samples, run.tokens),
         *_details(run),

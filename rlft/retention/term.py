@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -95,8 +95,6 @@ def check_retention(cfg: Config, algo: Algo, env: Any) -> None:
             )
     if sum("teacher" in one.term().needs for one in kept) > 1:
         raise ConfigError("retention: two terms ask a teacher on rollouts; keep one")
-    if algo.acts and any("teacher" in one.term().needs for one in kept):
-        _refuse_middles(cfg, algo, env)
     for one in kept:
         if not (one.acting if algo.acts else one.writing):
             what = "acts" if algo.acts else "writes"
@@ -104,30 +102,39 @@ def check_retention(cfg: Config, algo: Algo, env: Any) -> None:
                 f"retention: {type(one).__name__} is not for a policy that {what}; remove it"
             )
         one.check(cfg, env, algo.acts)
+    if algo.acts:
+        _refuse_middles(cfg, algo, kept, env)
 
 
-def _refuse_middles(cfg: Config, algo: Algo, env: Any) -> None:
+def _refuse_middles(cfg: Config, algo: Algo, kept: Sequence[Any], env: Any) -> None:
     """Raises ConfigError: a teacher with a memory would be asked about episodes from their middle on."""
     if not getattr(algo, "rollout_states", 0):
         return
+    for teacher in (getattr(one, "teacher", None) for one in kept if "teacher" in one.term().needs):
+        if _remembers(cfg, env, teacher):
+            raise ConfigError(
+                f"retention: a teacher with a memory cannot be asked about vines, which begin in the "
+                f"middle of episodes that it has not seen; set algo.rollout_states=0 (it is "
+                f"{getattr(algo, 'rollout_states', 0)}), take one without a memory, or leave it out"
+            )
+
+
+def _remembers(cfg: Config, env: Any, teacher: str | None) -> bool:
+    """Whether a policy has a memory: the one in the folder `teacher`, else the one that the run starts
+    from, as far as that is known before it starts."""
     from rlft.policy.actor_critic import load_policy
 
+    folder = teacher if teacher is not None else cfg.model.path
     one = env.make()
     try:
-        if cfg.model.path is not None:
-            remembers = load_policy(cfg.model.path, one).state_size
-        else:
-            assert cfg.model.build is not None
-            network = registry.build("network", cfg.model.build)
-            remembers = network(one.observation_space, one.action_space).state_size
+        if folder is not None:
+            return bool(load_policy(folder, one).state_size)
+        if cfg.model.build is None:
+            return False
+        network = registry.build("network", cfg.model.build)
+        return bool(network(one.observation_space, one.action_space).state_size)
     finally:
         one.close()
-    if remembers:
-        raise ConfigError(
-            f"retention: a teacher with a memory cannot be asked about vines, which begin in the middle of "
-            f"episodes that it has not seen; set algo.rollout_states=0 (it is {algo.rollout_states}), take "  # type: ignore[attr-defined]
-            f"a policy without a memory, or leave kickstarting out"
-        )
 
 
 def prepared(cfg: Config, place: Place) -> Config:
@@ -195,30 +202,34 @@ def vocabulary_fits(path: str, student: int | None, what: str) -> None:
 
 def same_vocabulary(path: str, start: Path, what: str) -> None:
     """Raises ConfigError: a teacher at `path` that reads other tokens than the start model, or none. Where
-    both have a `tokenizer.json` every token is compared."""
+    both have a `tokenizer.json`, tokens that both have are compared, but for special ones, which are named
+    as one likes."""
     vocabulary_fits(path, _vocabulary(start), what)
     theirs, ours = (_tokens(Path(folder).expanduser()) for folder in (path, start))
-    if theirs is None or ours is None or theirs == ours:
-        return
-    place = min(n for n in theirs.keys() | ours.keys() if theirs.get(n) != ours.get(n))
-    raise ConfigError(
-        f"{what}: the teacher in {path!r} has another tokenizer than the policy: token {place} is "
-        f"{theirs.get(place)!r} there and {ours.get(place)!r} here; they must share one"
-    )
+    differ = [n for n in theirs.keys() & ours.keys() if theirs[n] != ours[n]]
+    if differ:
+        place = min(differ)
+        raise ConfigError(
+            f"{what}: the teacher in {path!r} has another tokenizer than the policy: token {place} is "
+            f"{theirs[place]!r} there and {ours[place]!r} here; they must share one"
+        )
 
 
 def _vocabulary(folder: Path) -> int | None:
     return json.loads((folder / "config.json").read_text()).get("vocab_size")
 
 
-def _tokens(folder: Path) -> dict[int, str] | None:
-    """The tokens of a tokenizer by their number; None: it is in no file that is known here."""
+def _tokens(folder: Path) -> dict[int, str]:
+    """The tokens of a tokenizer by their number, as far as they are in a file that is known here."""
     file = folder / "tokenizer.json"
     if not file.is_file():
-        return None
+        return {}
     said = json.loads(file.read_text("utf-8"))
     known = said.get("model", {}).get("vocab", {})
     pairs = known.items() if isinstance(known, dict) else ((t[0], n) for n, t in enumerate(known))
     found = {number: token for token, number in pairs}
-    found.update((one["id"], one["content"]) for one in said.get("added_tokens", ()))
+    for one in said.get("added_tokens", ()):
+        found[one["id"]] = one["content"]
+        if one.get("special"):
+            del found[one["id"]]
     return found

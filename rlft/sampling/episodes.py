@@ -31,12 +31,14 @@ Rolling = Generator[Seen | Judged, Any, Any]
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where an episode begins. task: a configuration; seed: of the noise that its actions are drawn with;
-    point, state: a point in an earlier episode, and the recurrent state there."""
+    point, state: a point in an earlier episode, and the recurrent state there; or_fail: a point from which
+    another course is taken is an episode that failed, and no ConfigError."""
 
     task: Task
     seed: int
     point: Point | None = None
     state: np.ndarray | None = None
+    or_fail: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,8 @@ class Block:
                 self._envs[slot].begin(None)
                 return
             start = starts[index]
-            self._envs[slot].begin(start.point or _running(start.task))
+            at = start.point or _running(start.task)
+            self._envs[slot].begin(at, or_fail=start.or_fail)
             past = start.point.running if start.point else None
             self._began[slot] = (past.length, past.ret) if past else (0, 0.0)
             records[slot] = Line(index, start.seed, record)

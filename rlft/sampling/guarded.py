@@ -18,7 +18,15 @@ import gymnasium
 
 from rlft.errors import UserError
 from rlft.sampling.actions import Actions
-from rlft.sampling.snapshot import Course, How, Snapshot, copied_actions, restore, take
+from rlft.sampling.snapshot import (
+    Course,
+    How,
+    Snapshot,
+    TookAnotherCourse,
+    copied_actions,
+    restore,
+    take,
+)
 from rlft.sampling.within import blank, shaped, within
 
 
@@ -132,7 +140,7 @@ class Guarded(gymnasium.Wrapper):
 
     def begin(self, at: Running | Point | None, *, or_fail: bool = False) -> None:
         """Says what the next `reset` begins; None: nothing, the environment idles. or_fail: a point that
-        cannot be returned to is an episode that failed, else it is a ConfigError."""
+        another course was taken from is an episode that failed, else it is a ConfigError."""
         self._next, self._or_fail = at, or_fail
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -160,7 +168,7 @@ class Guarded(gymnasium.Wrapper):
                 self._note(info)
             self._info = info
         except UserError as error:
-            if not self._or_fail:
+            if not (self._or_fail and isinstance(error, TookAnotherCourse)):
                 raise  # a point that cannot be returned to is no fault of the environment's
             self._failed(error)
         except (Exception, StepTimeout, SystemExit) as error:

@@ -33,6 +33,10 @@ _WITHOUT = (
 )
 
 
+class TookAnotherCourse(ConfigError):
+    """An episode that was played again did not come to where it had been."""
+
+
 @dataclass(frozen=True, slots=True)
 class Course:
     """How an episode came to where it is.
@@ -208,14 +212,14 @@ def _replayed(env: gymnasium.Env, course: Course) -> tuple[Any, Mapping[str, Any
     ended = False
     for at, action in enumerate(course.actions):
         if ended:
-            raise ConfigError(
+            raise TookAnotherCourse(
                 f"{_name(env)}: the replay of {len(course.actions)} actions ended after {at}; so a seed "
                 f"does not determine its episodes. {_other_way('replay')}"
             )
         observation, _, terminated, truncated, info = env.step(action)
         ended = bool(terminated or truncated)
     if ended or not same(observation, course.observation):
-        raise ConfigError(
+        raise TookAnotherCourse(
             f"{_name(env)}: the replay of {len(course.actions)} actions led to another observation than "
             f"in the episode; so a seed does not determine its episodes. {_other_way('replay')}"
         )

@@ -232,11 +232,11 @@ def test_the_page_says_forward_transfer_beside_a_run_from_nothing(tmp_path):
         {"step": 0, "far/success": 0.0, "far/stage_2": 0.0},
         {"step": 20, "far/success": 0.4, "far/stage_2": 0.0},
     ]
-    html = "".join(forgetting_html(ROWS, scratch, "runs/nothing"))
+    html = "".join(forgetting_html(ROWS, scratch, Path("runs/nothing")))
     ours = (0.6 * 10 + 0.45 * 10) / 20  # areas of .9, .3, .6 at 0, 10, 20 and of 0, .4
     assert "<th>forward transfer</th>" in html
     assert f"<td>-0.300</td><td>{(ours - 0.2) / 0.8:+.3f}</td>" in html
-    shorter = "".join(forgetting_html(ROWS, scratch[:1], "runs/<nothing>"))
+    shorter = "".join(forgetting_html(ROWS, scratch[:1], Path("runs/<nothing>")))
     assert "<th>forward transfer</th>" not in shorter
     assert "runs/&lt;nothing&gt; has no success probed up to the same step" in shorter
 

@@ -23,7 +23,7 @@ from rlft.learning.shards import Intercept, shards_of
 from rlft.learning.teacher import ActingTeacher
 from rlft.losses.anchor import penalty, pull
 from rlft.losses.teacher import KLToTeacher
-from rlft.policy.actor_critic import ActorCritic
+from rlft.policy.actor_critic import ActorCritic, new_policy
 from rlft.policy.distributions import Categoricals, Gaussian
 from rlft.probes.text import TextForgetting
 from rlft.retention import EWC, L2, BehaviouralCloning, Kickstarting
@@ -37,6 +37,7 @@ from rlft.retention.fisher import (
     write_fisher,
 )
 from rlft.retention.memory import Memory
+from rlft.retention.term import check_retention
 from rlft.retention.text_replay import TextReplay
 from rlft.retention.texts import token_lists
 from rlft.schedule import Decay, at_update
@@ -715,17 +716,24 @@ def test_two_tokenizers_of_one_size_are_no_shared_one(tmp_path, tiny_model):
         with pytest.raises(ConfigError, match=r"another tokenizer.* token \d+ is '\d' there"):
             check(cfg, None, False)
     same = shutil.copytree(tiny_model, tmp_path / "same")
+    said = json.loads((same / "tokenizer.json").read_text())
+    said["added_tokens"].append(
+        {"id": 900, "content": "<mine>", "special": True, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": False}
+    )  # fmt: skip
+    (same / "tokenizer.json").write_text(json.dumps(said))
     Kickstarting(teacher=str(same)).check(cfg, None, False)
 
 
-def test_a_teacher_with_a_memory_is_not_asked_about_vines():
+def test_a_teacher_with_a_memory_is_not_asked_about_vines(tmp_path):
     vines = {"name": "polychromic", "seeds": 4, "set_size": 2}
     network = {"name": "cnn_gru", "channels": [], "width": 8, "memory": 4}
     env = {"name": "minigrid", "configurations": 2}
 
-    def polychromic(states, build):
+    def polychromic(states, build, **keys):
         checked(
-            algo={**vines, "rollout_states": states}, env=env, retention=["kickstarting"],
+            algo={**vines, "rollout_states": states}, env=env,
+            retention=[{"name": "kickstarting", **keys}],
             model={"build": build, "dtype": "float32"},
         )  # fmt: skip
 
@@ -733,6 +741,23 @@ def test_a_teacher_with_a_memory_is_not_asked_about_vines():
     polychromic(2, {"name": "mlp"})
     with pytest.raises(ConfigError, match=r"set algo.rollout_states=0 \(it is 2\)"):
         polychromic(2, network)
+
+    # It is the teacher that is asked, whoever learns; before a warm start nobody knows its policy.
+    one = registry.build("env", env).make()
+    for name, spec in (("remembers", network), ("forgets", {"name": "mlp"})):
+        new_policy(spec, one, 0, tmp_path / name)
+    polychromic(2, network, teacher=str(tmp_path / "forgets"))
+    with pytest.raises(ConfigError, match=r"set algo.rollout_states=0 \(it is 2\)"):
+        polychromic(2, {"name": "mlp"}, teacher=str(tmp_path / "remembers"))
+    cfg = parse_config({**BASE, "algo": {**vines, "rollout_states": 2}, "env": env}, "test")
+    warm = cfg.model_copy(
+        update={
+            "warm_start": "x.yaml",
+            "model": cfg.model.model_copy(update={"build": None}),
+            "retention": ["kickstarting"],
+        }
+    )
+    check_retention(warm, registry.build("algo", warm.algo), registry.build("env", env))
 
 
 def test_texts_have_a_teacher_only_where_they_are_told_to(tmp_path):

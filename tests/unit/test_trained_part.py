@@ -186,6 +186,13 @@ def test_what_no_model_can_be_trained_by_is_refused_before_anything_starts(tiny_
     )
 
 
+def test_the_new_head_of_a_reward_model_may_be_trained_alone(tiny_model):
+    from rlft.check.trained_part import check_trained_part
+
+    cfg = small(tiny_model, learner={"trainable": {"name": "patterns", "train": ["score"]}})
+    check_trained_part(cfg, registry.build("algo", "reward_model"))
+
+
 def test_half_fine_tuning_of_blocks_that_it_does_not_know_is_refused_before_anything_starts(
     tmp_path,
 ):
