@@ -777,6 +777,13 @@ def test_an_episode_that_cannot_be_put_back_has_failed_and_the_others_go_on():
     assert len(new.strip.reward) == 4 and not new.strip.continues
     assert after.episodes == (0, 1, 0)
 
+    # The same of whole episodes, where it is asked for (by a probe); else it is an error of its own.
+    starts = [Start(task_of(i, 0), 7, rest.points[i], or_fail=True) for i in range(3)]
+    whole, _ = drive(policy, of().episodes(starts))
+    assert [p.end == "error" for p in whole] == [False, True, False]
+    with pytest.raises(ConfigError, match="led to another observation"):
+        drive(policy, of().episodes([replace(starts[1], or_fail=False)]))
+
 
 def test_an_environment_that_does_not_repeat_itself_has_no_vines():
     class Restless(Walk):
