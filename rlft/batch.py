@@ -32,6 +32,13 @@ class Update:
         return [row for rank in self.ranks for micro in rank for row in micro]
 
 
+def in_forwards(shares: Sequence[np.ndarray], rank: int, each: int) -> list[np.ndarray]:
+    """The share of a rank, of those of all ranks, in forwards of at most `each` rows; as many on each rank,
+    since under ZeRO-3 a forward is a collective."""
+    num = max(1, max(-(-len(share) // each) for share in shares))
+    return np.array_split(shares[rank], num)
+
+
 def plan(
     lengths: Sequence[int],
     *,

@@ -113,8 +113,13 @@ class NetHack:
     def milestones(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Of what was seen `[T, ...]`: depth, dungeon (0 the main one, 2 the Gnomish Mines, 4 Sokoban),
         level within it and experience, `[T]` each."""
+        from envs.nethack.game import DEPTH, DUNGEON, DUNGEON_LEVEL, LEVEL
+
         stats = observations["blstats"]
-        places = {"depth": 12, "dungeon": 23, "dungeon_level": 24, "experience": 18}
+        places = {
+            **{"depth": DEPTH, "dungeon": DUNGEON},
+            **{"dungeon_level": DUNGEON_LEVEL, "experience": LEVEL},
+        }
         return {name: stats[:, at] for name, at in places.items()}
 
     def recordings(self, path: str) -> Any:

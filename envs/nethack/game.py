@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from envs.nethack import NetHack
 
 _KEYS = ("tty_chars", "tty_colors", "tty_cursor", "blstats")
-_SCORE, _DEPTH, _LEVEL, _TURN, _DUNGEON, _DUNGEON_LEVEL = 9, 12, 18, 20, 23, 24
+DEPTH, LEVEL, DUNGEON, DUNGEON_LEVEL = 12, 18, 23, 24
+_SCORE, _TURN = 9, 20
 """Places in NLE's bottom-line statistics."""
 SOKOBAN = 4
 """The number of that dungeon."""
@@ -121,17 +122,17 @@ class Game(gymnasium.Wrapper):
         if not self._traces:
             return {}
         b = self._blstats
-        known = {"dungeon": (b[_DUNGEON], b[_DUNGEON_LEVEL]), "position": (b[0], b[1])}
+        known = {"dungeon": (b[DUNGEON], b[DUNGEON_LEVEL]), "position": (b[0], b[1])}
         return {name: np.array(known[name], np.int32) for name in self._traces}
 
     def _keep_facts(self) -> None:
         b = self._blstats.tolist()  # one call, where reading numbers of an array is one each
         self._turn, self._score = b[_TURN], b[_SCORE]
-        if b[_DEPTH] > self._depth:
-            self._depth = b[_DEPTH]
-        if b[_LEVEL] > self._level:
-            self._level = b[_LEVEL]
-        if b[_DUNGEON] == SOKOBAN:
+        if b[DEPTH] > self._depth:
+            self._depth = b[DEPTH]
+        if b[LEVEL] > self._level:
+            self._level = b[LEVEL]
+        if b[DUNGEON] == SOKOBAN:
             self._sokoban = True
 
     def _facts(self, done: bool, won: bool) -> dict[str, float | str]:

@@ -118,11 +118,11 @@ def _require_whole(path: Path) -> None:
             while block := stream.read(2**20):
                 while block:
                     if unpacker.eof:  # another stream may follow, or zeros
-                        block = block.lstrip(b"\0")
-                        unpacker = bz2.BZ2Decompressor() if block else unpacker
-                    if block:
-                        unpacker.decompress(block)
-                    block = unpacker.unused_data if unpacker.eof and block else b""
+                        if not (block := block.lstrip(b"\0")):
+                            break
+                        unpacker = bz2.BZ2Decompressor()
+                    unpacker.decompress(block)
+                    block = unpacker.unused_data
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from error
     if not unpacker.eof:
@@ -182,6 +182,7 @@ class NLD:
         self.names = [str(game) for game in data._gameids]
         self.seeds = [None] * len(self.names)  # a recording of a terminal has none
         self._lengths: dict[int, int] = {}
+        self._whole: set[Path] = set()
         self._game = functools.lru_cache(maxsize=kept)(self._unpacked)
 
     def keep(self, games: int) -> None:
@@ -203,8 +204,10 @@ class NLD:
 
     def _unpacked(self, game: int) -> _Game:
         number = self._data._gameids[game]
-        for part in self._data.get_paths(number):
-            _require_whole(Path(self._data._rootpath) / part)
+        for path in (Path(self._data._rootpath) / part for part in self._data.get_paths(number)):
+            if path not in self._whole:  # a game that was given up comes again
+                _require_whole(path)
+                self._whole.add(path)
         parts = self._data.get_ttyrec(number, chunk_size=_CHUNK)
         if not parts:
             raise DataError(f"game {number} of NLD has no frame: take it out of the data set")

@@ -6,13 +6,13 @@ draws what an uninterrupted one draws.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from rlft.batch import in_forwards
 from rlft.learning.teacher import ActingTeacher
 from rlft.losses.likelihood import NegativeLogLikelihood
 from rlft.losses.teacher import KLToTeacher
@@ -55,7 +55,7 @@ class Buffer:
         count = sum(len(w) - skip for w, skip in windows)
         share = 0.0
         for mine in self._forwards(windows, rank, learner.world):
-            places, mask = _padded(mine)
+            places, mask = _padded([windows[i] for i in mine])
             device = learner.device
             at, mask_BT = torch.from_numpy(places).to(device), torch.from_numpy(mask).to(device)
             obs, action = self._held(at)
@@ -71,15 +71,12 @@ class Buffer:
             share += float(value.detach())
         return share
 
-    def _forwards(self, windows: list[Any], rank: int, world: int) -> list[list[Any]]:
-        """This rank's windows, so many at a time as the budget allows; as many times on each rank."""
-        each = len(windows)
-        if self._budget is not None:
-            each = max(1, self._budget // max(len(w) for w, _ in windows))
-        num = max(1, max(-(-len(windows[r::world]) // each) for r in range(world)))
-        mine = windows[rank::world]
-        cuts = [len(mine) * i // num for i in range(num + 1)]
-        return [mine[first:last] for first, last in itertools.pairwise(cuts)]
+    def _forwards(self, windows: list[Any], rank: int, world: int) -> list[np.ndarray]:
+        """The numbers of this rank's windows, so many at a time as the budget allows."""
+        numbers = np.arange(len(windows))
+        longest = max(len(w) for w, _ in windows)
+        each = len(windows) if self._budget is None else max(1, self._budget // longest)
+        return in_forwards([numbers[r::world] for r in range(world)], rank, each)
 
     def _windows(self, learner: Any, key: Key) -> list[tuple[np.ndarray, int]]:
         """(numbers of steps, how many of the first are not learnt from) of each window."""

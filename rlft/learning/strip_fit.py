@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from rlft.batch import in_forwards
 from rlft.credit.decision import Seen
 from rlft.learning.control_learner import ControlLearner
 from rlft.learning.fit import FitReport
@@ -89,14 +90,14 @@ def fit_strips(
         ):
             break
     if job.learn:
+        returns = learner.policy.returns if job.credit is not None else None
         with learner.running_numbers() as policy:
             if not job.critic_only:  # what normalises observations belongs to the policy
                 policy.take_in(table.obs)
-            if policy.returns is not None and job.credit is not None:
-                seen = fit.returns.reduced(learner.device)
-                _take_in_returns(policy.returns, seen, len(table.row))
-        if learner.policy.returns is not None and job.credit is not None:
-            metrics["value/scale"] = float(learner.policy.returns.var.sqrt())
+            if returns is not None:
+                _take_in_returns(returns, fit.returns.reduced(learner.device), len(table.row))
+        if returns is not None:
+            metrics["value/scale"] = float(returns.var.sqrt())
     metrics |= with_effective_share(fit.sums.reduced(learner.device))
     metrics |= {"lr": job.lr, "skipped_updates": float(skipped), "updates": float(updates)}
     if job.critic_lr is not None:
@@ -364,8 +365,7 @@ def _chunks(
     shares = [chosen[r::world] for r in range(world)]
     if job.stream is not None:  # a stream's state stays with the rank that has it
         shares = [chosen[job.stream[chosen] % world == r] for r in range(world)]
-    num = max(1, max(-(-len(share) // each) for share in shares))
-    return np.array_split(shares[rank], num)
+    return in_forwards(shares, rank, each)
 
 
 def _places(

@@ -95,6 +95,12 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and min(shape[1:]) >= 3 * shape[0]
 
 
+def is_row(observation: Any, rows: Mapping[str, np.ndarray], at: int) -> bool:
+    """Whether an observation is row `at` of the arrays `[T, ...]`, in their types."""
+    seen = as_arrays(observation)
+    return all(np.array_equal(x[at], np.asarray(seen[name], x.dtype)) for name, x in rows.items())
+
+
 def as_arrays(observation: Any) -> dict[str, np.ndarray]:
     """An observation, or a batch of them as Gymnasium's vector API gives it, as arrays by name."""
     if isinstance(observation, Mapping):

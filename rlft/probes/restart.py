@@ -7,7 +7,7 @@ Source: arXiv 2402.02868, section 4 (restarts from saved games, success when spa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -16,10 +16,12 @@ from pydantic import Field
 
 from rlft import registry
 from rlft.config import Config, Positive
+from rlft.demonstrations import Demonstration
 from rlft.errors import ConfigError, DataError
-from rlft.policy.observed import as_arrays
+from rlft.policy.observed import is_row
 from rlft.probes.probe import ForgettingProbe, Subject
-from rlft.recordings import Window
+from rlft.recordings import Recordings, Window
+from rlft.sampling.snapshot import TookAnotherCourse
 from rlft.types import Episode, Strip
 
 _AT_ONCE = 1024
@@ -65,7 +67,7 @@ class Restart(ForgettingProbe):
                 f"the run's: {spaces[1]}, expected {spaces[0]}"
             )
         if self.saved is not None:
-            self._saved(one)
+            self._places(one)
             if getattr(one, "snapshots", "copy") == "none":
                 raise ConfigError(
                     "probes.fns: restart: env.snapshots is none, so it cannot be put back into a saved "
@@ -90,22 +92,24 @@ class Restart(ForgettingProbe):
             tasks = [held_out[i] for i in range(min(self.tasks, len(held_out)))]
             rows = rollouts(env, subject.model, tasks, self.episodes, subject.key, **how)
             return numbers([e for row in rows for e in row])
-        saved = self._saved(env)
-        recorded = _library(str(self.saved), env) is not None
+        library, places = self._places(env)
+        recorded = library is not None
         inside = hasattr(env, "conditioned")  # and shows more than what was recorded
         lost: list[ConfigError] = []
 
         def starts(block: Any, policy: Any) -> list[Any]:
             found = []
-            for place, (read, seed) in enumerate(saved):
-                strip = read()
+            for place, (number, steps, seed) in enumerate(places):
+                strip = self._strip(env, library, number, steps)
                 # A game depends on the clock by a little: in NetHack, names in shops. So of a recorded game
                 # it counts where it comes to, and one that comes to elsewhere is not the end of a probe.
                 seen = None if inside or recorded else strip.obs
                 try:
                     point, state = _saved_state(block, policy, strip, seed, seen)
-                    if recorded and not _alike(point.point.snapshot.course.observation, strip):
-                        raise ConfigError(f"probes.fns: restart: game {seed} took another course")
+                    if recorded and not is_row(
+                        point.point.snapshot.course.observation, strip.obs, steps
+                    ):
+                        raise TookAnotherCourse(f"game {seed} is elsewhere after {steps} steps")
                 except ConfigError as error:
                     if not recorded:
                         raise
@@ -116,41 +120,39 @@ class Restart(ForgettingProbe):
                     found.append(replace(point, seed=noise, state=state, or_fail=recorded))
             if not found:
                 raise DataError(
-                    f"probes.fns: restart: none of {len(saved)} recorded games took the course that was "
+                    f"probes.fns: restart: none of {len(places)} recorded games took the course that was "
                     f"recorded when it was taken again; were they recorded with this environment's keys "
                     f"(character, menus)? The first: {lost[0]}"
                 ) from lost[0]
             return found
 
         told = numbers(played(env, subject.model, starts, **how))
-        return {**told, "unreachable": len(lost) / len(saved)} if recorded else told
+        return {**told, "unreachable": len(lost) / len(places)} if recorded else told
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)
         return registry.build("env", {**given, **(self.env or {})})
 
-    def _saved(self, env: Any) -> list[tuple[Callable[[], Strip], int]]:
-        """The first `tasks` episodes that can be taken again: what reads one, up to the step to go on from,
-        which is its last, and its seed. Raises DataError or ConfigError."""
+    def _places(self, env: Any) -> tuple[Any, list[tuple[int, int, int]]]:
+        at = None if self.at is None else tuple(sorted(self.at.items()))
+        return _found(str(self.saved), env, self.after, at, self.tasks)
+
+    def _strip(self, env: Any, library: Any, number: int, steps: int) -> Strip:
+        """An episode up to the step to go on from, which is its last."""
         from rlft.cloning import strips_of
 
-        path, at = str(self.saved), None if self.at is None else tuple(sorted(self.at.items()))
-        places, library = _places(path, env, self.after, at, self.tasks), _library(path, env)
-
-        def reads(index: int, steps: int) -> Callable[[], Strip]:
-            if library is None:
-                return lambda: strips_of(path, env)[index].upto(steps + 1)
-            return lambda: library.strip(Window(index, 0, steps + 1, fresh=True))
-
-        return [(reads(index, steps), seed) for index, steps, seed in places]
+        if library is None:
+            return strips_of(str(self.saved), env)[number].upto(steps + 1)
+        return library.strip(Window(number, 0, steps + 1, fresh=True))
 
 
 @functools.lru_cache(maxsize=8)
-def _places(
+def _found(
     path: str, env: Any, after: float, at: tuple[tuple[str, int], ...] | None, most: int
-) -> list[tuple[int, int, int]]:
-    """(number, step to go on from, seed) of the first `most` episodes that have such a step."""
-    from rlft.cloning import demonstrations_of
+) -> tuple[Any, list[tuple[int, int, int]]]:
+    """(the library, if `path` is recorded games; number, step to go on from and seed of the first `most`
+    episodes that have such a step). Raises DataError or ConfigError."""
+    from rlft.cloning import demonstrations_of, library_of
 
     milestones = getattr(getattr(env, "inner", env), "milestones", None)
     if at is not None and milestones is None:
@@ -159,8 +161,8 @@ def _places(
             f"`after`, a share of an episode's steps"
         )
     place = _Place(after, None if at is None else dict(at), milestones)
-    library = _library(path, env)
-    found: list[tuple[int, int, int]] = []
+    library = library_of(path, env)
+    raw: Sequence[Demonstration] = ()
     if library is not None:
         games = library.recordings
         seeds = getattr(games, "seeds", None) or [None] * len(games.names)
@@ -172,16 +174,16 @@ def _places(
             f"probes.fns: restart: {path} holds episodes that no seed begins again, and a state is found "
             f"by seed and actions; record episodes of a policy with `rlft record`"
         )
+    found: list[tuple[int, int, int]] = []
     for number, seed in enumerate(seeds):
         if seed is None:
             continue
         if len(found) == most:
             break
-        if library is not None:
-            read, length = functools.partial(games.read, number), games.steps(number)
+        if library is None:
+            steps = place.of(len(raw[number]), [(0, raw[number])])
         else:
-            read, length = functools.partial(_cut, raw[number]), len(raw[number])
-        steps = place.of(read, length)
+            steps = place.of(games.steps(number), _pieces(games, number))
         if steps is not None:
             found.append((number, steps, int(seed)))
     if not found:
@@ -189,22 +191,14 @@ def _places(
         raise DataError(
             f"probes.fns: restart: {path} has no episode with a seed{where}{place.told()}"
         )
-    return found
+    return library, found
 
 
-def _cut(demo: Any, first: int, last: int) -> Any:
-    """Of an episode that is held whole: its observations from `first` to `last - 1`."""
-    seen = demo.observations
-    if isinstance(seen, Mapping):
-        return replace(demo, observations={n: x[first:last] for n, x in seen.items()})
-    return replace(demo, observations=seen[first:last])
-
-
-def _library(path: str, env: Any) -> Any:
-    """Recorded games, if `path` is such."""
-    from rlft.cloning import library_of
-
-    return library_of(path, env)
+def _pieces(games: Recordings, number: int) -> Iterator[tuple[int, Demonstration]]:
+    """(its first step, a stretch) of a recorded game, one after the other."""
+    length = games.steps(number)
+    for first in range(0, length, _AT_ONCE):
+        yield first, games.read(number, first, min(length, first + _AT_ONCE))
 
 
 class _Place:
@@ -214,12 +208,13 @@ class _Place:
         self._after, self._at, self._milestones = after, at, milestones
         self._most: dict[str, int] = {}
 
-    def of(self, read: Any, length: int) -> int | None:
-        """How many steps come before it; at least 1. read: (first, last) -> Demonstration."""
+    def of(self, length: int, pieces: Iterable[tuple[int, Demonstration]]) -> int | None:
+        """How many steps of an episode come before it; at least 1. pieces: the episode, each piece with the
+        number of its first step; read as far as is needed."""
         if self._at is None:
             return max(1, int(self._after * length)) if length > 1 else None
-        for first in range(0, length, _AT_ONCE):
-            passed = self._milestones(read(first, min(length, first + _AT_ONCE)).observations)
+        for first, piece in pieces:
+            passed = self._milestones(piece.observations)
             unknown = sorted(set(self._at) - set(passed))
             if unknown:
                 raise ConfigError(
@@ -256,13 +251,6 @@ def numbers(episodes: Sequence[Episode]) -> dict[str, float]:
     for stage in range(1, max(reached, default=0) + 1):
         found[f"stage_{stage}"] = float(np.mean([r >= stage for r in reached]))
     return found
-
-
-def _alike(observation: Any, strip: Strip) -> bool:
-    """Whether an observation is the last that `strip` saw."""
-    shown = as_arrays(observation)
-    pairs = ((x[-1], np.asarray(shown[name], x.dtype)) for name, x in strip.obs.items())
-    return all(np.array_equal(one, other) for one, other in pairs)
 
 
 def _saved_state(

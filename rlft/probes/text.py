@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 import torch
 
 from rlft.config import Config, Positive
-from rlft.errors import ConfigError
 from rlft.probes.probe import ForgettingProbe, Subject
-from rlft.retention.term import local_start, same_vocabulary
+from rlft.retention.term import teacher_writes
 from rlft.retention.texts import rows_of_text, token_lists
 
 _TILE_BYTES = 3 * 2**20
@@ -39,13 +38,8 @@ class TextForgetting(ForgettingProbe):
 
     def check(self, cfg: Config, env: Any) -> None:
         rows_of_text(self.path, self.column)
-        if self.base is not None and not (Path(self.base) / "config.json").is_file():
-            raise ConfigError(
-                f"probes.fns: text: base={self.base!r} is no folder of a language model (no config.json)"
-            )
-        start = local_start(cfg)
-        if self.base is not None and start is not None:
-            same_vocabulary(self.base, start, "probes.fns: text: base")
+        if self.base is not None:
+            teacher_writes(self.base, cfg, "probes.fns: text: base")
 
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Mapping[str, float]:

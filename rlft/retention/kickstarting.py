@@ -19,10 +19,9 @@ from rlft.retention.term import (
     Place,
     Retention,
     filled,
-    local_start,
     same_vocabulary,
     teacher_fits,
-    vocabulary_fits,
+    teacher_writes,
 )
 from rlft.schedule import Kept
 from rlft.types import Term
@@ -45,9 +44,7 @@ class Kickstarting(Retention):
         if self.teacher is not None and acts:
             teacher_fits(self.teacher, env, "retention: kickstarting")
         elif self.teacher is not None:
-            vocabulary_fits(self.teacher, None, "retention: kickstarting")
-            if (start := local_start(cfg)) is not None:
-                same_vocabulary(self.teacher, start, "retention: kickstarting")
+            teacher_writes(self.teacher, cfg, "retention: kickstarting")
 
     def prepared(self, place: Place) -> Kickstarting:
         one = filled(self, teacher=place.start)

@@ -108,14 +108,15 @@ def check_retention(cfg: Config, algo: Algo, env: Any) -> None:
 
 def _refuse_middles(cfg: Config, algo: Algo, kept: Sequence[Any], env: Any) -> None:
     """Raises ConfigError: a teacher with a memory would be asked about episodes from their middle on."""
-    if not getattr(algo, "rollout_states", 0):
+    states = getattr(algo, "rollout_states", 0)
+    if not states:
         return
     for teacher in (getattr(one, "teacher", None) for one in kept if "teacher" in one.term().needs):
         if _remembers(cfg, env, teacher):
             raise ConfigError(
                 f"retention: a teacher with a memory cannot be asked about vines, which begin in the "
-                f"middle of episodes that it has not seen; set algo.rollout_states=0 (it is "
-                f"{getattr(algo, 'rollout_states', 0)}), take one without a memory, or leave it out"
+                f"middle of episodes that it has not seen; set algo.rollout_states=0 (it is {states}), "
+                f"take one without a memory, or leave it out"
             )
 
 
@@ -178,12 +179,15 @@ def teacher_fits(path: str, env: Any, what: str) -> None:
         one.close()
 
 
-def local_start(cfg: Config) -> Path | None:
-    """The folder of the language model that a run starts from, if it is there already."""
+def teacher_writes(path: str, cfg: Config, what: str) -> None:
+    """Raises ConfigError: no language model at `path`, or one that reads other tokens than the one that a
+    run starts from, if that is there already."""
+    vocabulary_fits(path, None, what)
     if cfg.model.path is None or cfg.warm_start is not None:
-        return None
-    folder = Path(cfg.model.path).expanduser()
-    return folder if (folder / "config.json").is_file() else None
+        return
+    start = Path(cfg.model.path).expanduser()
+    if (start / "config.json").is_file():
+        same_vocabulary(path, start, what)
 
 
 def vocabulary_fits(path: str, student: int | None, what: str) -> None:
@@ -229,7 +233,8 @@ def _tokens(folder: Path) -> dict[int, str]:
     pairs = known.items() if isinstance(known, dict) else ((t[0], n) for n, t in enumerate(known))
     found = {number: token for token, number in pairs}
     for one in said.get("added_tokens", ()):
-        found[one["id"]] = one["content"]
         if one.get("special"):
-            del found[one["id"]]
+            found.pop(one["id"], None)
+        else:
+            found[one["id"]] = one["content"]
     return found

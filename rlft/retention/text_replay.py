@@ -16,14 +16,7 @@ from pydantic import Field
 
 from rlft.config import Config, Positive
 from rlft.errors import ConfigError
-from rlft.retention.term import (
-    Place,
-    Retention,
-    filled,
-    local_start,
-    same_vocabulary,
-    vocabulary_fits,
-)
+from rlft.retention.term import Place, Retention, filled, same_vocabulary, teacher_writes
 from rlft.retention.texts import rows_of_text
 from rlft.schedule import Kept
 from rlft.types import Term
@@ -59,9 +52,7 @@ class TextReplay(Retention):
                 f"`target: teacher`, and target is text; set it, or remove them"
             )
         if self.teacher is not None:
-            vocabulary_fits(self.teacher, None, f"retention: {self.called}")
-            if (start := local_start(cfg)) is not None:
-                same_vocabulary(self.teacher, start, f"retention: {self.called}")
+            teacher_writes(self.teacher, cfg, f"retention: {self.called}")
 
     def prepared(self, place: Place) -> TextReplay:
         one = filled(self, tokenizer=place.start)

@@ -15,11 +15,10 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from rlft.errors import ConfigError
-from rlft.policy.observed import as_arrays
+from rlft.policy.observed import as_arrays, is_row
 from rlft.sampling.abreast import Abreast
 from rlft.sampling.guarded import Guarded, Patience, Point, Running
-from rlft.sampling.snapshot import How
+from rlft.sampling.snapshot import How, TookAnotherCourse
 from rlft.sampling.strips import Choice, Judged, Line, Piece, Record, Seen
 from rlft.seeding import Key
 from rlft.types import End, Episode, Task
@@ -309,7 +308,7 @@ class Block:
     ) -> tuple[list[Point], Episode | None]:
         """The points of the episode from `task` after each of these numbers, in order, of its `actions`
         (float32 `[T, A]`), by taking them again; or none, and the episode that failed meanwhile. obs:
-        what was seen before each action. Raises ConfigError if it takes another course."""
+        what was seen before each action. Raises TookAnotherCourse."""
         env = self._envs[0]
         self._held = None
         env.begin(_running(task))
@@ -320,12 +319,8 @@ class Block:
             if env.running.error:
                 env.running.over = True
                 return [], self._ended(0, False)
-            seen = as_arrays(shown)
-            other = obs is not None and any(
-                not np.array_equal(x[t], np.asarray(seen[name], x.dtype)) for name, x in obs.items()
-            )
-            if env.running.over or other:
-                raise ConfigError(
+            if env.running.over or (obs is not None and not is_row(shown, obs, t)):
+                raise TookAnotherCourse(
                     f"the episode of {task.id!r} took another course after {t} of {len(actions)} steps "
                     f"when it was taken again: a seed does not determine this environment's episodes, or "
                     f"it is not the one that they are of. For training without vines set "

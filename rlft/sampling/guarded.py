@@ -163,14 +163,16 @@ class Guarded(gymnasium.Wrapper):
                         seed=episode.seed, options=dict(episode.options) or None
                     )
             if not self._within(self._last):
-                self._outside("reset")
+                raise self._outside("reset")
             if not isinstance(start, Point):  # which was noted when it was reached
                 self._note(info)
             self._info = info
-        except UserError as error:
-            if not (self._or_fail and isinstance(error, TookAnotherCourse)):
-                raise  # a point that cannot be returned to is no fault of the environment's
+        except TookAnotherCourse as error:
+            if not self._or_fail:
+                raise
             self._failed(error)
+        except UserError:
+            raise  # a point that cannot be returned to is no fault of the environment's
         except (Exception, StepTimeout, SystemExit) as error:
             self._failed(error)
         return self._last, {}
@@ -200,7 +202,7 @@ class Guarded(gymnasium.Wrapper):
             if not math.isfinite(reward):
                 raise ValueError(f"the environment gave a reward of {reward}")
             if not self._shaped(self._last):
-                self._outside("step")
+                raise self._outside("step")
             if self._names:
                 self._note(info)
             success = bool(info["success"]) if "success" in info else episode.success
@@ -236,10 +238,7 @@ class Guarded(gymnasium.Wrapper):
         if self._names:
             del episode.traces[-1]
         self._last = shown
-        try:
-            self._outside("step")
-        except ValueError as error:
-            self._failed(error)
+        self._failed(self._outside("step"))
         episode.over = True
 
     def point(self) -> Point:
@@ -267,8 +266,8 @@ class Guarded(gymnasium.Wrapper):
                 raise KeyError(f"info has no {error}; it has {sorted(info)}") from None
             self.running.traces.append(said)
 
-    def _outside(self, when: str) -> None:
-        raise ValueError(
+    def _outside(self, when: str) -> ValueError:
+        return ValueError(
             f"the observation of {when} lies outside its space {self.observation_space}: "
             f"{str(self._last)[:200]}"
         )

@@ -473,8 +473,8 @@ def test_a_game_is_gone_on_with_from_where_it_first_came_to_a_place(tmp_path):
     cfg, env = subject.cfg, subject.env
     probe = Restart(saved=str(DATA), at={"depth": 2}, episodes=2)
     probe.check(cfg, env)
-    [(read, seed)] = probe._saved(env)
-    strip = read()
+    library, [(number, steps, seed)] = probe._places(env)
+    strip = probe._strip(env, library, number, steps)
     depth = strip.obs["blstats"][:, 12]
     assert seed == 1025 and depth[-1] == 2 and depth[:-1].max() == 1 and len(depth) == 603
     found = probe(subject)
