@@ -2,11 +2,13 @@
 own.
 
 Between steps environments are somewhere in their episodes. Where, lies in the object store, one entry a
-block; which entries belong to which step is kept here, so that a checkpoint has those of its own step.
+block; which entries belong to which step is kept here, so that a checkpoint has those of its own step. Each
+runner has its own blocks, and goes from one ticket to the next as soon as that one is collected at all.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +17,7 @@ from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
 from rlft.errors import EpisodesFailed
+from rlft.lanes import Lanes
 from rlft.record.acted import acted, episodes_of, error_share, samples
 from rlft.record.metrics import StepRow
 from rlft.record.records import Records
@@ -36,31 +39,43 @@ class Stage:
         self._cfg, self._fleet = cfg, fleet
         self._dealer = Dealer(key.child("deal"))
         self._left: dict[int, list[Any]] = {}
+        blocks, together = cfg.runner.blocks, 2 if cfg.sampler.gpus else 1
+        self._shares = [range(i, min(i + together, blocks)) for i in range(0, blocks, together)]
+        self._lanes = Lanes(min(cfg.sampler.num, len(self._shares)), fleet.waits.abandon)
 
-    def segments(self, ticket: int, steps: int, key: Key, task: Task) -> list[Group]:
-        """`steps` steps of every environment, from where the ticket before left them."""
-        blocks, together = self._cfg.runner.blocks, 2 if self._cfg.sampler.gpus else 1
-        shares = [list(range(i, min(i + together, blocks))) for i in range(0, blocks, together)]
-        rests = self._left.get(ticket, [None] * len(shares))
-        runners = self._fleet.samplers
-        questions: list[tuple[Any, Question]] = []
-        for index, (share, rest) in enumerate(zip(shares, rests, strict=True)):
-            questions.append(
+    async def segments(
+        self, ticket: int, steps: int, key: Key, task: Task
+    ) -> tuple[list[Group], float]:
+        """`steps` steps of every environment, from where the ticket before left them; and for how long a
+        runner had nothing to do before, on average."""
+        lanes = self._fleet.samplers[: len(self._shares)]
+        rests = self._left.setdefault(ticket, [None] * len(self._shares))
+        after = self._left[ticket + 1] = [None] * len(self._shares)
+        answers: list[Any] = [None] * len(self._shares)
+
+        def ask(lane: int) -> None:
+            mine = range(lane, len(self._shares), len(lanes))
+            runner = self._fleet.samplers[lane]
+            questions = [
                 (
-                    runners[index % len(runners)],
-                    _calling("segments", 3, share, rest, steps, key, self._dealer),
+                    runner,
+                    _calling("segments", 3, self._shares[i], rests[i], steps, key, self._dealer),
                 )
-            )
-        answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
-        self._left[ticket + 1] = [left for _, _, left in answers]
-        members = []
-        for index, ((seconds, version, told), rows, _) in enumerate(answers):
-            self._fleet.was_busy("samplers", seconds)
-            members += [
-                _member(f"{ticket}.{index}.{i}", task.id, one, version, RowRef(rows, i))
-                for i, one in enumerate(told)
+                for i in mine
             ]
-        return [Group(task, tuple(members))]
+            found = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
+            for index, (told, rows, left) in zip(mine, found, strict=True):
+                self._fleet.was_busy("samplers", told[0])
+                answers[index], after[index] = (told, rows), left
+
+        asked = [functools.partial(ask, lane) for lane in range(len(lanes))]
+        _, idle = await self._lanes.each(asked)
+        members = [
+            _member(f"{ticket}.{index}.{i}", task.id, one, version, RowRef(rows, i))
+            for index, ((_, version, told), rows) in enumerate(answers)
+            for i, one in enumerate(told)
+        ]
+        return [Group(task, tuple(members))], idle
 
     def episodes(
         self,
@@ -142,6 +157,10 @@ class Stage:
         """How many configurations of so many episodes make a unit of work."""
         return max(1, max(_EPISODES, 2 * self._cfg.runner.envs) // episodes)
 
+    def close(self) -> None:
+        """Ends what it waits for, and its threads."""
+        self._lanes.close()
+
     def forget_before(self, ticket: int) -> None:
         """Gives up where environments were before `ticket`."""
         for past in [t for t in self._left if t < ticket]:
@@ -195,8 +214,9 @@ class Acting:
         cut where they are then. One group of strips of single episodes, the shorter the more episodes
         ended."""
         with self.row.timed("rollout"):
-            task = Task("all", "")
-            groups = self._stage.segments(self.step, steps, key, task)
+            groups, idle = await self._stage.segments(self.step, steps, key, Task("all", ""))
+        if self.cfg.max_staleness:
+            self.row["time/lag_wait_s"] = idle
         return self._told(groups)
 
     async def episodes(self, tasks: Sequence[Task], *, n: int, key: Key) -> list[Group]:

@@ -51,7 +51,7 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
     ) as collected:
         for _ticket, (row, groups) in collected:
             update = run.learn(row, groups)
-            run.publish(update)
+            run.publish(update, collected.finished)
             run.step += 1
             run.record(groups, time.monotonic() - began)
             if run.due(cfg.eval):

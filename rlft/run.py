@@ -3,9 +3,9 @@ of algorithms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rlft.algo import Algo
 from rlft.cluster.fleet import Fleet
@@ -31,6 +31,9 @@ class Run:
     """The verbs of the loop: `publish`, `learn`, `record`, `evaluate`, `save`, `restore`, and `collecting`,
     which returns what an algorithm collects with. start: the folder of the policy that it starts from;
     canary: what weights are compared on (`Publisher`)."""
+
+    in_order: ClassVar[bool] = False
+    """Whether what samplers are asked after a publish, they do with the weights published."""
 
     def __init__(
         self,
@@ -86,14 +89,24 @@ class Run:
         """The held-out tasks, at most `eval.max_tasks`."""
         return [self._held_out[i] for i in range(min(self.cfg.eval.max_tasks, len(self._held_out)))]
 
-    def publish(self, update: WeightUpdate | None) -> None:
-        """Moves the samplers to the learner's weights, and proves that they got and use them."""
+    def publish(
+        self, update: WeightUpdate | None, finished: Callable[[], None] = lambda: None
+    ) -> None:
+        """Moves the samplers to the learner's weights, and proves that they got and use them. finished:
+        called when what is collected from then on is collected with these weights."""
         if update is None:
             return
+
+        def on_their_way() -> None:
+            self.version = update.version
+            if self.in_order:
+                finished()
+
         if self._fleet.samplers:
             self._console.phase("publish", self.step + 1)
             with self._row.timed("publish"):
-                self._row["publish/canary_gap"] = self._publisher.send(update.version)
+                gap = self._publisher.send(update.version, on_their_way)
+                self._row["publish/canary_gap"] = gap
         self.version = update.version
 
     def learn(self, row: StepRow, groups: list[Group]) -> WeightUpdate | None:

@@ -33,6 +33,8 @@ _ENVIRONMENTS = "environments.pkl"
 class ControlRun(Run):
     """An algorithm learns with `fit` and `note`, and collects with the verbs of `Acting`."""
 
+    in_order = True  # a runner does one thing after the other
+
     def __init__(
         self,
         cfg: Config,
@@ -216,6 +218,16 @@ class ControlRun(Run):
                 return
             place.mkdir(exist_ok=True)
             (place / f"step_{self.step:06d}.{number}.gif").write_bytes(film)
+
+    def abandon(self, thread: int) -> None:
+        """Ends the waits of a thread that collected ahead of a loop that has ended, and of the lanes."""
+        super().abandon(thread)
+        self._stage.close()
+
+    def close(self) -> None:
+        """Ends what the run started by itself."""
+        self._stage.close()
+        super().close()
 
     def after_step(self, row: Any) -> None:
         """Gives up where environments were before the step."""

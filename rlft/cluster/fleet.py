@@ -88,15 +88,21 @@ class Fleet:
         return self.ask([(owner, ask) for owner in owners], what, deadline_s)
 
     def ask(
-        self, questions: Sequence[tuple[Owner, Question]], what: str, deadline_s: float
+        self,
+        questions: Sequence[tuple[Owner, Question]],
+        what: str,
+        deadline_s: float,
+        asked: Callable[[], None] = lambda: None,
     ) -> list:
         """Puts every question at once; returns the answers in order. Who is lost meanwhile is
         replaced and asked again.
 
-        Of a question with several answers only the first is fetched: (value, reference, ...).
+        asked: called when all are put. Of a question with several answers only the first is fetched:
+        (value, reference, ...).
         """
         owners = [owner for owner, _ in questions]
         answers = [ask(owner.handle) for owner, ask in questions]
+        asked()
         slow: set[int] = set()
 
         def revive(place: int, error: RlftError) -> tuple[Owner, Any]:

@@ -57,7 +57,6 @@ class Waits:
 
     def __init__(self, say: Callable[[str], None], folder: Path, notice_s: float) -> None:
         self.stage = "start"
-        self.waited: dict[str, float] = {}
         self.say = say
         self._folder, self._notice_s = folder, notice_s
         self._abandoned: set[int] = set()
@@ -119,7 +118,6 @@ class Waits:
                     wait.began = time.monotonic()
             if notice:
                 next_notice = time.monotonic() - began + self._notice_s
-        self.waited[what] = self.waited.get(what, 0.0) + time.monotonic() - began
         return [values[place] for place in range(len(waits))]
 
     def _fetch(self, owner: Owner, ref: Any, what: str) -> Any:

@@ -180,6 +180,11 @@ class Sampler:
         self._desk.version = update.version
         return update.version
 
+    def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray:
+        """`load`, then what `score` says of `canary`: nothing comes between the two."""
+        self.load(update, payload)
+        return self.score(canary)
+
     def _loader(self) -> Any:
         """What a transport gives weights to."""
         return self._engine

@@ -213,6 +213,11 @@ class Runner:
         self._version = update.version
         return update.version
 
+    def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray:
+        """`load`, then `score`: nothing comes between the two."""
+        self.load(update, payload)
+        return self.score(canary)
+
     def score(self, ids: list[int]) -> np.ndarray:
         """Parameters and values of the canary observations, flat. ids: not read."""
         return canary_answer(self._policy, self._canary, self._device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,11 @@ class Publisher:
         joining += [(o, o.handle.meet.remote(meeting, i)) for i, o in enumerate(fleet.samplers)]
         fleet.waits.get(joining, "joining the transport", limit)
 
-    def send(self, version: int) -> float:
+    def send(self, version: int, asked: Callable[[], None] = lambda: None) -> float:
         """Publishes the weights as `version`; returns the largest canary gap in nats.
 
-        Raises WeightsMismatch when an engine was not handed, or does not use, what was published.
+        asked: called once every sampler has been asked to take them, before any has answered. Raises
+        WeightsMismatch when an engine was not handed, or does not use, what was published.
         """
         fleet, limit = self._fleet, self._limit_s
         if not self._ahead:
@@ -56,19 +58,18 @@ class Publisher:
         if self._transport.concurrent:
             calls += [(o, self._of_sampler("take")(o.handle)) for o in fleet.samplers]
         sent = fleet.waits.get(calls, "publish", limit)[0]
-        load = self._of_sampler("load", sent, sent.source)
+        # One call: two would wait twice for a sampler that is in the middle of something.
+        adopt = self._of_sampler("adopt", sent, sent.source, self._canary)
         if sent.kind == "noise":
-            load = self._replay_or_load(sent)
-        fleet.ask([(o, load) for o in fleet.samplers], "publish", limit)
+            adopt = self._replay_or_load(sent)
+        answers = fleet.ask([(o, adopt) for o in fleet.samplers], "publish", limit, asked)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
         else:
-            self._held = sent
+            # A sampler that is started now takes these, and nobody knows yet what they say.
+            self._held, self._own = sent, None
         # After the load, not beside it: on a CPU the threads of both would spin against each other.
-        canary = self._canary
-        own = [(o, o.handle.canary.remote(canary)) for o in fleet.learners]
-        score = self._of_sampler("score", canary)
-        answers = fleet.ask([(o, score) for o in fleet.samplers], "canary", limit)
+        own = [(o, o.handle.canary.remote(self._canary)) for o in fleet.learners]
         self._own = fleet.waits.get(own, "canary", limit)[0]
         engines = {o.name: a for o, a in zip(fleet.samplers, answers, strict=True)}
         return self._watch.check(self._own, engines, sent.manifest)
@@ -79,7 +80,7 @@ class Publisher:
 
         def ask(handle: Any) -> Any:
             update = sent if handle in holders else self._snapshot(sent.version)
-            return handle.load.remote(update, update.source)
+            return handle.adopt.remote(update, update.source, self._canary)
 
         return ask
 

@@ -5,7 +5,9 @@ import json
 import pytest
 from small_runs import metrics, run
 
+from rlft.config import parse_config
 from rlft.errors import ConfigError, WeightsMismatch
+from rlft.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -54,3 +56,72 @@ def test_a_stale_engine_is_caught_while_requests_are_in_flight(tiny_model, tmp_p
 def test_an_algorithm_that_wants_fresh_data_refuses(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match=r"max_staleness is 1, but algo SFT .* at most 0"):
         run(tmp_path / "run", tiny_model, max_staleness=1, algo={"name": "sft"})
+
+
+_WAITING = '''
+import os
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+class Waiting(gymnasium.Env):
+    """The runner that begins first waits, at the end of each of its first three stretches of four steps,
+    until the other has begun the stretch after it."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        Waiting.steps += 1
+        try:
+            (HERE / "waits").touch(exist_ok=False)
+            (HERE / "waits").write_text(str(os.getpid()))
+        except FileExistsError:
+            pass
+        stretch, step = divmod(Waiting.steps - 1, 4)
+        if (HERE / "waits").read_text() != str(os.getpid()):
+            (HERE / f"other_{stretch}").touch()
+        elif step == 3 and stretch < 3:
+            end = time.monotonic() + 30
+            while not (HERE / f"other_{stretch + 1}").exists():
+                if time.monotonic() > end:
+                    raise RuntimeError(f"the other runner waits for stretch {stretch} of this one")
+                time.sleep(0.01)
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+'''
+
+
+@pytest.mark.e2e
+def test_runners_wait_for_the_bound_and_not_for_each_other(tmp_path):
+    """Also where the slower one has not yet taken the weights that the bound waits for."""
+    (tmp_path / "waiting.py").write_text(_WAITING)
+    cfg = {
+        "name": "ahead",
+        "steps": 4,
+        "tasks_per_step": 1,
+        "max_staleness": 1,
+        "env": {"name": "gym", "id": f"{tmp_path / 'waiting.py'}:Waiting"},
+        "algo": {"name": "control_ppo", "steps": 4, "minibatches": 1},
+        "model": {"build": {"name": "mlp", "hidden": [4]}, "dtype": "float32"},
+        "sampler": {"num": 2},
+        "runner": {"blocks": 2, "envs": 1},
+        "eval": {"at_start": False, "at_end": False},
+        "save": {"every": 0},
+        "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60},
+    }
+    train(parse_config(cfg, "ahead"), tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert [row["reward/errors"] for row in rows] == [0, 0, 0, 0]
+    assert [row["staleness/max"] for row in rows] == [0, 1, 1, 1]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["time/lag_wait_s"] >= 0 for line in lines)

@@ -1,10 +1,12 @@
 """Collecting ahead: the bound, the order, errors, and ending early."""
 
+import asyncio
 import threading
 import time
 
 import pytest
 
+from rlft.lanes import Lanes
 from rlft.prefetch import prefetch
 from rlft.sampling.desk import Desk
 
@@ -50,6 +52,93 @@ def test_how_long_collecting_stood_still_at_the_bound_is_told():
             time.sleep(0.3 if ticket < 2 else 0)
     assert max(waits[:2]) < min(waits[2:4]), "two may be begun at once, then one for each finished"
     assert min(waits[2:4]) > 0.1
+
+
+class Gated:
+    """Collects, but awaits the gate of its ticket; remembers what was begun and ended."""
+
+    def __init__(self, tickets):
+        self.log, self.gates = [], [threading.Event() for _ in range(tickets)]
+
+    async def __call__(self, ticket):
+        self.log.append(f"+{ticket}")
+        await asyncio.to_thread(self.gates[ticket].wait, 5)
+        self.log.append(f"-{ticket}")
+        return ticket
+
+    def comes_to(self, *expected):
+        end = time.monotonic() + 5
+        while self.log != list(expected) and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        assert self.log == list(expected)
+
+
+def test_the_next_ticket_is_begun_while_one_awaits_and_they_still_come_in_order():
+    collect, waits = Gated(4), []
+    with prefetch(iter(range(4)), collect, ahead=1, waited=waits.append) as results:
+        collect.comes_to("+0", "+1")
+        collect.gates[1].set()
+        collect.comes_to("+0", "+1", "-1")
+        collect.gates[0].set()
+        handed_out = iter(results)
+        assert next(handed_out) == (0, 0)
+        collect.comes_to("+0", "+1", "-1", "-0")  # 2 is beyond the bound until 0 is finished
+        results.finished()
+        collect.comes_to("+0", "+1", "-1", "-0", "+2")
+        for gate in collect.gates:
+            gate.set()
+        assert [ticket for ticket, _ in handed_out] == [1, 2, 3]
+    assert max(waits[:2]) < 0.01, "nobody stood still: something was being collected"
+    assert waits[2] > 0.04, "both were collected, and the bound held 2 back"
+
+
+def test_an_error_of_a_later_ticket_waits_for_the_one_before_it():
+    async def fails_second(ticket):
+        if ticket == 1:
+            raise ArithmeticError("at one")
+        await asyncio.sleep(0.1)
+        return ticket
+
+    got = []
+    with (
+        pytest.raises(ArithmeticError, match="at one"),
+        prefetch(iter(range(4)), fails_second, ahead=3) as results,
+    ):
+        got.extend(ticket for ticket, _ in results)
+    assert got == [0]
+
+
+def test_a_lane_goes_on_to_the_next_piece_of_work_while_another_is_at_the_one_before():
+    slow, log = threading.Event(), []
+
+    def work(name, gate=None):
+        def do():
+            assert gate is None or gate.wait(5)
+            log.append(name)
+            return name
+
+        return do
+
+    async def both():
+        first = asyncio.ensure_future(lanes.each([work("0 fast"), work("0 slow", slow)]))
+        await asyncio.sleep(0.05)
+        second = asyncio.ensure_future(lanes.each([work("1 fast"), work("1 slow")]))
+        while "1 fast" not in log:
+            await asyncio.sleep(0.005)
+        slow.set()
+        return await first, await second
+
+    lanes = Lanes(2, lambda thread: None)
+    try:
+        (first, idle_before), (second, idle) = asyncio.run(both())
+    finally:
+        lanes.close()
+    assert (first, second) == (["0 fast", "0 slow"], ["1 fast", "1 slow"])
+    assert log == ["0 fast", "1 fast", "0 slow", "1 slow"]
+    assert idle_before == 0
+    assert 0.02 < idle < 2, "the fast one stood still, the slow one did not"
+    assert not [t for t in threading.enumerate() if t.name.startswith("lane")]
 
 
 def test_an_error_is_raised_after_what_was_collected_before_it():
