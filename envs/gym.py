@@ -81,9 +81,10 @@ class Gym:
         return held_out_starts(self.held_out_size, self.seed)
 
     def make(self) -> gymnasium.Env:
-        """One environment. Raises ConfigError: Gymnasium or the environment cannot be had, a wrapper
+        """One environment. Raises ConfigError: the environment cannot be had, a wrapper
         does not exist or does not fit, a space that no policy is made for."""
-        gym = _gymnasium()
+        import gymnasium as gym
+
         env = self._bare(gym)
         for spec in self.wrappers:
             env = self._wrapped(env, spec)
@@ -178,11 +179,3 @@ def _told(error: Exception) -> str:
     """What was raised, and where."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
-
-
-def _gymnasium() -> Any:
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ConfigError("env gym needs the package gymnasium: pip install 'rlft[gym]'") from error
-    return gymnasium

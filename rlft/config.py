@@ -17,13 +17,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from rlft import registry
 from rlft.errors import ConfigError, did_you_mean
 from rlft.not_built import not_built
-from rlft.record.settings import Guards, Record
+from rlft.record.settings import Guards, Probes, Record
 from rlft.schedule import Schedule, Scheduled
-from rlft.sections import Natural, Positive, Section
+from rlft.sections import Natural, Plugin, Positive, Section
 from rlft.yaml_tree import read_tree, set_key
-
-Plugin = str | dict[str, Any]
-"""A short name, `module:attr` or `file.py:attr`; or a mapping with that under `name` and its keys."""
 
 
 class Lora(Section):
@@ -195,21 +192,6 @@ class Evaluate(Section):
     )
     greedy: bool = Field(
         default=True, description="of an environment: the likeliest action, or one drawn"
-    )
-
-
-class Probes(Section):
-    """What the policy still knows, measured beside the run."""
-
-    every: Natural = Field(default=0, description="steps between probes; 0: never on the way")
-    at_start: bool = True
-    at_end: bool = True
-    fns: list[Plugin] = Field(default=[], description="the probes")
-    threads: Positive = Field(default=1, description="of the actor that probes")
-    gpus: Annotated[float, Field(ge=0)] = 0
-    scratch: str | None = Field(
-        default=None,
-        description="folder of a run from nothing with the same probes: the report says forward transfer",
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+
+Plugin = str | dict[str, Any]
+"""A short name, `module:attr` or `file.py:attr`; or a mapping with that under `name` and its keys."""
 
 
 class Section(BaseModel):

@@ -69,7 +69,7 @@ def check_probes(cfg: Config, algo: Algo, env: Any) -> None:
     probes = probes_of(cfg)
     names = [one.called for one in probes]
     beside = cfg.probes.scratch
-    if beside is not None and not (Path(beside).expanduser() / "probes.jsonl").is_file():
+    if beside is not None and not (Path(beside) / "probes.jsonl").is_file():
         raise ConfigError(
             f"probes.scratch: {beside!r} is no run folder with a probes.jsonl; give the folder of a run "
             f"from nothing that had the same probes"

@@ -31,7 +31,9 @@ AXES = {
 """Metrics of a step that add up to a cost, and what the sum is called."""
 
 _USUAL = ("eval/reward/mean", "reward/mean", "loss/nll")
-_NOT_THE_METHOD = ("seed", "run_root", "warm_start", "record", "cluster", "deadlines", "recovery")
+_NOT_THE_METHOD = (
+    *("seed", "run_root", "warm_start", "record", "probes", "cluster", "deadlines", "recovery"),
+)
 JOIN = "+"
 
 

@@ -65,9 +65,25 @@ def _gained(rows: Sequence[Row], scratch: Sequence[Row]) -> dict[str, float]:
         for name in names:
             if name.rpartition("/")[2] != "success" and "/stage_" not in name:
                 continue
-            both = [curve(some, name) for some in (rows, scratch)]
-            if all(len(steps) for steps, _ in both) and both[0][0][-1] == both[1][0][-1]:
-                found[name] = forward_transfer(*(area(*one) for one in both))
+            both = _areas(rows, scratch, name)
+            if not isinstance(both, str):
+                found[name] = forward_transfer(*both)
+    return found
+
+
+def _areas(rows: Sequence[Row], scratch: Sequence[Row], name: str) -> tuple[float, float] | str:
+    """The areas below the curve of a success with and without a start; or why they do not compare."""
+    (steps, values), (others, theirs) = (curve(some, name) for some in (rows, scratch))
+    if not len(steps) or not len(others):
+        return f"{'the run' if not len(steps) else 'the other'} has no {name} in its probes.jsonl"
+    if steps[-1] != others[-1]:
+        return (
+            f"the run was probed up to step {steps[-1]}, the other up to step {others[-1]}; areas are "
+            f"compared over equal training, so train the shorter one further"
+        )
+    found = area(steps, values), area(others, theirs)
+    if not 0 <= min(found) <= max(found) <= 1:
+        return f"{name} is no success: its areas are {found[0]:.3f} and {found[1]:.3f}"
     return found
 
 
@@ -106,17 +122,10 @@ def lines(folder: Path, metric: str | None, scratch: Path | None) -> Iterator[st
             f"--scratch needs --metric, a success in [0, 1] of the task; got {metric!r}."
             f"{did_you_mean(str(metric), names)} There are: {', '.join(names)}"
         )
-    both = [curve(r, metric) for r in (rows, _rows(scratch))]
-    ends = [int(steps[-1]) for steps, _ in both]
-    if ends[0] != ends[1]:
-        raise ConfigError(
-            f"--scratch: {folder} was probed up to step {ends[0]}, {scratch} up to step {ends[1]}; areas "
-            f"are compared over equal training, so train the shorter one further"
-        )
-    ours, theirs = (area(*one) for one in both)
-    if not 0 <= min(ours, theirs) <= max(ours, theirs) <= 1:
-        raise ConfigError(f"{metric} is no success: its areas are {ours:.3f} and {theirs:.3f}")
-    gained = forward_transfer(ours, theirs)
+    both = _areas(rows, _rows(scratch), metric)
+    if isinstance(both, str):
+        raise ConfigError(f"{folder} --scratch {scratch}: {both}")
+    gained, (ours, theirs) = forward_transfer(*both), both
     yield f"forward transfer of {metric}: {gained:.3f} (area {ours:.3f}, from scratch {theirs:.3f})"
 
 

@@ -1,12 +1,13 @@
-"""The sections `record` and `guards` of the configuration."""
+"""The sections `record`, `guards` and `probes` of the configuration."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from rlft.sections import Natural, Positive, Section
+from rlft.sections import Natural, Plugin, Positive, Section
 
 
 class Wandb(Section):
@@ -84,3 +85,23 @@ class Guards(Section):
     constant_reward: ConstantReward = ConstantReward()
     truncated: Truncated = Truncated()
     entropy: Entropy = Entropy()
+
+
+def _absolute(path: str) -> str:
+    # The report is written again later, from any folder.
+    return str(Path(path).expanduser().absolute())
+
+
+class Probes(Section):
+    """What the policy still knows, measured beside the run."""
+
+    every: Natural = Field(default=0, description="steps between probes; 0: never on the way")
+    at_start: bool = True
+    at_end: bool = True
+    fns: list[Plugin] = Field(default=[], description="the probes")
+    threads: Positive = Field(default=1, description="of the actor that probes")
+    gpus: Annotated[float, Field(ge=0)] = 0
+    scratch: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        default=None,
+        description="folder of a run from nothing with the same probes: the report says forward transfer",
+    )

@@ -59,7 +59,7 @@ def test_costs_add_up_and_the_metric_is_read_at_equal_cost(tmp_path):
 
 def test_runs_that_differ_in_the_seed_are_one_line(tmp_path):
     runs = [
-        sampler(tmp_path / str(seed), (0.1, 0.2, end), seed=seed)
+        sampler(tmp_path / str(seed), (0.1, 0.2, end), seed=seed, probes={"every": 1 + seed})
         for seed, end in ((0, 0.5), (1, 0.7))
     ]
     other = sampler(tmp_path / "other", learner={"lr": 1.0})

@@ -227,7 +227,7 @@ def test_a_step_at_which_every_episode_failed_is_a_gap_and_no_collapse():
     assert (steps.tolist(), reached.tolist()) == ([0, 10, 20, 40], [0.9, 0.0, 0.6, 0.0])
 
 
-def test_the_page_says_forward_transfer_beside_a_run_from_nothing(tmp_path):
+def test_the_page_says_forward_transfer_beside_a_run_from_nothing(tmp_path, monkeypatch):
     scratch = [
         {"step": 0, "far/success": 0.0, "far/stage_2": 0.0},
         {"step": 20, "far/success": 0.4, "far/stage_2": 0.0},
@@ -240,13 +240,15 @@ def test_the_page_says_forward_transfer_beside_a_run_from_nothing(tmp_path):
     assert "<th>forward transfer</th>" not in shorter
     assert "runs/&lt;nothing&gt; has no success probed up to the same step" in shorter
 
-    tree = {**TREE, "probes": {"scratch": str(tmp_path / "nothing")}}
+    monkeypatch.chdir(tmp_path)
+    tree = {**TREE, "probes": {"scratch": "nothing"}}
     said = parse_config(tree, "test").model_dump(mode="json", by_alias=True)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(said))
     (tmp_path / "nothing").mkdir()
     for folder, rows in ((tmp_path, ROWS), (tmp_path / "nothing", scratch)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "probes.jsonl").write_text(text)
+    monkeypatch.chdir("/")
     assert "<th>forward transfer</th>" in write_report(tmp_path).read_text()
 
 
@@ -275,9 +277,15 @@ def test_the_command_prints_both_transfers(tmp_path):
     assert said[2].startswith(f"forward transfer of far/success: {expected:.3f}")
     with pytest.raises(ConfigError, match="Did you mean 'far/success'"):
         list(lines(tmp_path / "ours", "far/sucess", tmp_path / "scratch"))
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "probes.jsonl").write_text('{"step": 20, "near/success": 0.5}\n')
+    with pytest.raises(ConfigError, match=r"nothing: the other has no far/success in its probes"):
+        list(lines(tmp_path / "ours", "far/success", tmp_path / "nothing"))
     with (tmp_path / "scratch" / "probes.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1000, "far/success": 1.0}) + "\n")
-    with pytest.raises(ConfigError, match=r"up to step 20, .*scratch up to step 1000"):
+    with pytest.raises(
+        ConfigError, match=r"scratch: the run .* step 20, the other up to step 1000"
+    ):
         list(lines(tmp_path / "ours", "far/success", tmp_path / "scratch"))
     with pytest.raises(ConfigError, match=r"no probes\.jsonl"):
         list(lines(tmp_path, None, None))
