@@ -9,6 +9,9 @@ random. A probe measures the bot's actions in the held-out games all the while. 
 repeated, so the study may be stopped and gone on with. Prints the table of docs/results.md and draws the
 curves; every number is mean [least, largest] over seeds.
 
+`--keep FOLDER` copies there what the table and the curves are made of, a few kilobytes an arm; with
+`--out FOLDER --only-show` they are made of that again.
+
 Coefficients, budget and columns were fixed before any method was run.
 """
 
@@ -19,6 +22,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from many_runs import model_of, one_cluster, run_once, with_files
@@ -39,15 +43,27 @@ COLOURS = dict(zip(ARMS, ("#444444", "#d1495b", "#00798c", "#6a994e", "#edae49")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--games", type=int, default=64, help="that each policy plays at the end")
     parser.add_argument("--out", type=Path, default=Path("runs/forgetting_nethack"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/forgetting_nethack.svg"))
     parser.add_argument("--set", nargs="*", default=[], help="overrides for every arm")
+    parser.add_argument("--keep", type=Path, help="where to copy what the table is made of")
+    parser.add_argument("--only-show", action="store_true", help="of what is in --out; run nothing")
     args = parser.parse_args()
     out = args.out.resolve()
+    if not args.only_show:
+        run_all(args, out)
+    show(args, out)
+
+
+def run_all(args: argparse.Namespace, out: Path) -> None:
+    if args.data is None:
+        raise SystemExit(
+            "--data: give the folder of the recorded games; docs/nethack.md says which"
+        )
     shared(args.data.resolve(), out)
     with one_cluster():
         clone = run_once(CONFIGS / "clone.yaml", out / "clone", [f"algo.path={out / 'learn'}"])
@@ -63,16 +79,29 @@ def main() -> None:
                 )
                 run_once(config, folder / arm, given)
                 print(f"{arm}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
-    played = {"the clone": [judge(out / "clone", model_of(out / "clone"), args.games, 0)]}
-    played["random"] = [judge(out / "random", random_policy(out), args.games, 0)]
+    judge(out / "clone", model_of(out / "clone"), args.games, 0)
+    judge(out / "random", random_policy(out), args.games, 0)
     for arm in args.arms:
-        folders = [out / f"seed_{seed}" / arm for seed in args.seeds]
-        played[arm] = [
-            judge(f, model_of(f), args.games, s) for f, s in zip(folders, args.seeds, strict=True)
-        ]
+        for seed in args.seeds:
+            folder = out / f"seed_{seed}" / arm
+            judge(folder, model_of(folder), args.games, seed)
+
+
+def show(args: argparse.Namespace, out: Path) -> None:
+    played = {"the clone": [judged(out / "clone")], "random": [judged(out / "random")]}
+    for arm in args.arms:
+        played[arm] = [judged(out / f"seed_{seed}" / arm) for seed in args.seeds]
     print(table(played, args.arms, args.seeds, out))
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     args.plot.write_text(curves(args.arms, args.seeds, out))
+    if args.keep is not None:
+        folders = [out / f"seed_{seed}" / arm for arm in args.arms for seed in args.seeds]
+        for folder in (out / "clone", out / "random", *folders):
+            there = args.keep / folder.relative_to(out)
+            there.mkdir(parents=True, exist_ok=True)
+            for name in ("judged.json", "course.json", "probes.jsonl"):
+                if (folder / name).exists() and there.resolve() != folder:
+                    shutil.copyfile(folder / name, there / name)
 
 
 def shared(data: Path, out: Path) -> None:
@@ -109,11 +138,11 @@ def random_policy(out: Path) -> Path:
     return folder
 
 
-def judge(folder: Path, model: Path, games: int, seed: int) -> dict[str, list[float]]:
+def judge(folder: Path, model: Path, games: int, seed: int) -> None:
     """What it scores, how deep it comes and how long it lives, game by game; kept in `judged.json`."""
     path = folder / "judged.json"
-    if path.exists() and len(found := json.loads(path.read_text())["score"]) == games:
-        return json.loads(path.read_text())
+    if path.exists() and len(judged(folder)["score"]) == games:
+        return
     began = time.monotonic()
     env = NetHack(max_steps=5000, no_progress=1000)
     tasks = [env.held_out()[i] for i in range(games)]
@@ -121,6 +150,10 @@ def judge(folder: Path, model: Path, games: int, seed: int) -> dict[str, list[fl
     found = {n: [float(e.facts[n]) for e in whole] for n in ("score", "depth", "turns")}
     path.write_text(json.dumps(found))
     print(f"{folder}: {games} games in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def judged(folder: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = json.loads((folder / "judged.json").read_text())
     return found
 
 
@@ -141,13 +174,10 @@ def table(
         ]
         if name in arms:
             last = [probes(out, name, s)[-1] for s in seeds]
-            logs = [metrics(out, name, s) for s in seeds]
+            courses = [course(out, name, s) for s in seeds]
             cells += [spread([r[f"teacher/{k}"] for r in last], 3) for k in ("logp", "agree")]
-            cells.append(
-                f"{np.mean([sum(m.get('env/steps', 0) for m in log) for log in logs]):,.0f}"
-            )
-            hours = [sum(m["time/step_s"] for m in log) / 3600 for log in logs]
-            cells.append(spread(hours, 2))
+            cells.append(f"{np.mean([c['moves'] for c in courses]):,.0f}")
+            cells.append(spread([c["hours"] for c in courses], 2))
         elif name == "the clone" and arms:
             first = probes(out, arms[0], seeds[0])[0]
             cells += [f"{first[f'teacher/{k}']:.3f}" for k in ("logp", "agree")] + ["", ""]
@@ -162,19 +192,29 @@ def probes(out: Path, arm: str, seed: int) -> list[dict[str, float]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def metrics(out: Path, arm: str, seed: int) -> list[dict[str, float]]:
-    text = (out / f"seed_{seed}" / arm / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+def course(out: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Moves, hours, and how episodes that ended went while training; kept in `course.json`."""
+    folder = out / f"seed_{seed}" / arm
+    if (folder / "metrics.jsonl").exists():
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found = {
+            "moves": sum(r.get("env/steps", 0) for r in rows),
+            "hours": sum(r["time/step_s"] for r in rows) / 3600,
+            **{name: smoothed(rows, name) for name in ("episode/score", "episode/depth")},
+        }
+        (folder / "course.json").write_text(json.dumps(found))
+    whole: dict[str, Any] = json.loads((folder / "course.json").read_text())
+    return whole
 
 
-def smoothed(rows: list[dict[str, float]], name: str, over: int = 100) -> np.ndarray:
-    """`[points, 2]`: the step, and the mean of what episodes that ended in the steps before had."""
+def smoothed(rows: list[dict[str, float]], name: str, over: int = 100) -> list[tuple[float, float]]:
+    """The step, and the mean of what episodes that ended in the steps before had."""
     points = []
     for end in range(over, len(rows) + 1, over):
         part = [r[name] for r in rows[end - over : end] if r.get(name) is not None]
         if part:
             points.append((rows[end - 1]["step"], float(np.mean(part))))
-    return np.array(points).reshape(-1, 2)
+    return points
 
 
 def curves(arms: list[str], seeds: list[int], out: Path) -> str:
@@ -197,7 +237,7 @@ def curves(arms: list[str], seeds: list[int], out: Path) -> str:
                     xs, ys = curve(probes(out, arm, seed), name)
                     lines[arm, seed] = np.stack([xs, ys], 1)
                 else:
-                    lines[arm, seed] = smoothed(metrics(out, arm, seed), name)
+                    lines[arm, seed] = np.array(course(out, arm, seed)[name]).reshape(-1, 2)
         whole = np.concatenate([x for x in lines.values() if len(x)] or [np.zeros((1, 2))])
         low, high = whole.min(0), whole.max(0)
         span = np.where(high > low, high - low, 1.0)

@@ -16,7 +16,7 @@ from typing import Any
 from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
-from rlft.errors import EpisodesFailed
+from rlft.errors import ActorFailed, EpisodesFailed, PluginError
 from rlft.lanes import Lanes
 from rlft.record.acted import acted, episodes_of, error_share, samples
 from rlft.record.metrics import StepRow
@@ -48,13 +48,21 @@ class Stage:
     ) -> tuple[list[Group], float]:
         """`steps` steps of every environment, from where the ticket before left them; and for how long a
         runner had nothing to do before, on average."""
+        if ticket + 1 in self._left:
+            raise PluginError(
+                f"step {ticket + 1}: an algorithm collects segments once a step, and before it awaits "
+                f"anything else: they go on where those of the step before ended"
+            )
         lanes = self._fleet.samplers[: len(self._shares)]
+        first = ticket not in self._left
         rests = self._left.setdefault(ticket, [None] * len(self._shares))
         after = self._left[ticket + 1] = [None] * len(self._shares)
         answers: list[Any] = [None] * len(self._shares)
 
         def ask(lane: int) -> None:
             mine = range(lane, len(self._shares), len(lanes))
+            if not first and any(rests[i] is None for i in mine):
+                raise ActorFailed(f"step {ticket + 1}: what comes before it was not collected")
             runner = self._fleet.samplers[lane]
             questions = [
                 (
@@ -163,7 +171,7 @@ class Stage:
 
     def forget_before(self, ticket: int) -> None:
         """Gives up where environments were before `ticket`."""
-        for past in [t for t in self._left if t < ticket]:
+        for past in [t for t in list(self._left) if t < ticket]:  # it grows beside this
             del self._left[past]
 
     def left(self, ticket: int) -> list[Any] | None:

@@ -142,21 +142,25 @@ class _Collector(Generic[T]):
                 self._changed.notify_all()
 
     async def _all(self) -> None:
-        begun: list[asyncio.Task[None]] = []
+        under_way: set[asyncio.Task[None]] = set()
+        begun = 0
         try:
-            while await self._may_begin(len(begun)):
+            while await self._may_begin(begun):
                 if (ticket := next(self._tickets, None)) is None:
                     break
                 shelved: Future[T] = Future()
                 with self._changed:
                     self._shelf.append((ticket, shelved))
                     self._changed.notify_all()
+                begun += 1
                 self._under_way += 1
-                begun.append(self._loop.create_task(self._one(ticket, shelved)))
+                task = self._loop.create_task(self._one(ticket, shelved))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
                 # It asks for what it needs before the next ticket does.
                 await asyncio.sleep(0)
         finally:
-            await asyncio.gather(*begun)
+            await asyncio.gather(*under_way)
 
     async def _one(self, ticket: Ticket, shelved: Future[T]) -> None:
         try:

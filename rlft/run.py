@@ -57,7 +57,7 @@ class Run:
         self.records = Records(cfg, folder, console)
         self._row = StepRow()
         self._skips = 0
-        self._publisher = Publisher(cfg, fleet, canary)
+        self._publisher = Publisher(cfg, fleet, canary, in_order=self.in_order)
         self.probing = Probing(cfg, start, folder, fleet.waits, self._write_model)
 
     def collecting(self, ticket: Ticket) -> Any:
@@ -129,7 +129,7 @@ class Run:
         if "tokens/completion" not in self._row:
             row["tokens/prompt"] = sum(m.prompt_len for m in members)
             row["tokens/completion"] = sum(m.num_tokens for m in members)
-        row["recovery/restarts"] = self._restarts()
+        row["recovery/restarts"] = self._fleet.restarts()
         idle = self._fleet.idle_shares()
         row["time/idle_share_learners"] = idle["learners"]
         if "samplers" in idle:
@@ -214,11 +214,6 @@ class Run:
     def due(self, what: Any) -> bool:
         """Whether the section `what` (with `every` and `at_end`) asks for its turn now."""
         return bool(what.at_end) if self.done else bool(what.every and self.step % what.every == 0)
-
-    def _restarts(self) -> int:
-        """Restarts since they were last recorded: each is counted in one row."""
-        count, self._fleet.restarts = self._fleet.restarts, 0
-        return count
 
     def _ask_learners(self, method: str, *args: Any) -> list:
         limit = self.cfg.deadlines.learn

@@ -189,7 +189,7 @@ class ControlRun(Run):
         result["eval/tasks"] = float(len(groups))
         result["eval/tokens"] = found.get("episode/length", 0.0)
         result["time/eval_s"] = time.monotonic() - began
-        result["recovery/restarts"] = float(self._restarts())
+        result["recovery/restarts"] = float(self._fleet.restarts())
         self.records.evaluation({"step": self.step, "version": self.version, **result})
         for row in samples(groups, self.step, "eval"):
             self.records.sample(row)

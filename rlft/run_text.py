@@ -193,7 +193,7 @@ class TextRun(Run):
         result["eval/tasks"] = float(len(tasks))
         result["eval/tokens"] = sum(m.num_tokens for m in members) / max(1, len(members))
         result["time/eval_s"] = time.monotonic() - began
-        result["recovery/restarts"] = float(self._restarts())
+        result["recovery/restarts"] = float(self._fleet.restarts())
         self.records.evaluation({"step": self.step, "version": self.version, **result})
         self.records.samples(groups, self.step, "eval")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in success(result).items())

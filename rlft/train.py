@@ -156,7 +156,7 @@ def _until_done(attempt: _Attempt, position: Position | None, restarts: int) -> 
     folder, budget, raised_at = attempt.folder, Budget(attempt.cfg.recovery), -1
     while True:
         fleet = attempt.fleet()
-        fleet.restarts = restarts
+        fleet.restarted(restarts)
         began_at = position.state["step"] if position else 0
         run = None
         try:
@@ -174,7 +174,7 @@ def _until_done(attempt: _Attempt, position: Position | None, restarts: int) -> 
                     raise
                 raised_at = step
             which = budget.spend("the run", error)
-            restarts = fleet.restarts + 1
+            restarts = fleet.restarts() + 1
             attempt.console.say(f"{error}\nall actors are started again ({which})")
         finally:
             if run is not None:

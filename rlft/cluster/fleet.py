@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ class Fleet:
         self.waits, self.deadlines = waits, cfg.deadlines
         self.shares_gpus = shares_gpus(cfg)
         self.catch_up: Callable[[Owner], None] | None = None
-        self.restarts = 0
+        self._restarts = 0
         self._busy_s: dict[str, float] = {}
         self._busy_since = time.monotonic()
-        self._busy_lock = threading.Lock()
+        self._counting = threading.Lock()
         self._group, self._budget = group, Budget(cfg.recovery)
         self._posts = {post.name: post for post in itertools.chain(*posts.values())}
         self._replacing = threading.Lock()
@@ -97,12 +97,14 @@ class Fleet:
         """Puts every question at once; returns the answers in order. Who is lost meanwhile is
         replaced and asked again.
 
-        asked: called when all are put. Of a question with several answers only the first is fetched:
-        (value, reference, ...).
+        asked: called when all are put, while nobody is being replaced. Of a question with several answers
+        only the first is fetched: (value, reference, ...).
         """
-        owners = [owner for owner, _ in questions]
-        answers = [ask(owner.handle) for owner, ask in questions]
-        asked()
+        with self._replacing:
+            now = {owner.name: owner for owner in self.owners}
+            owners = [now.get(owner.name, owner) for owner, _ in questions]
+            answers = [ask(owner.handle) for owner, (_, ask) in zip(owners, questions, strict=True)]
+            asked()
         slow: set[int] = set()
 
         def revive(place: int, error: RlftError) -> tuple[Owner, Any]:
@@ -127,10 +129,11 @@ class Fleet:
         A sampler that is lost is replaced and asked again the question it had. See `ask` for
         questions with several answers; each question has a deadline of its own.
         """
-        lanes: list[Owner] = list(self.samplers[: len(questions)])
+        with self._replacing:
+            lanes: list[Owner] = list(self.samplers[: len(questions)])
+            asked: list[Any] = [q(lane.handle) for q, lane in zip(questions, lanes, strict=False)]
         waiting = iter(range(len(lanes), len(questions)))
         at = list(range(len(lanes)))
-        asked: list[Any] = [q(lane.handle) for q, lane in zip(questions, lanes, strict=False)]
         answers: list[Any] = [None] * len(questions)
         slow: set[int] = set()
 
@@ -159,14 +162,29 @@ class Fleet:
         self.waits.get(pending, what, deadline_s, revive, then)
         return answers
 
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        """While in it nobody is replaced, and no question is put."""
+        return self._replacing
+
+    def restarted(self, count: int) -> None:
+        """Notes that actors were started again."""
+        with self._counting:
+            self._restarts += count
+
+    def restarts(self) -> int:
+        """Actors started again since this was last asked."""
+        with self._counting:
+            count, self._restarts = self._restarts, 0
+        return count
+
     def was_busy(self, role: str, seconds: float) -> None:
         """Notes that an actor of `role` worked for so long."""
-        with self._busy_lock:
+        with self._counting:
             self._busy_s[role] = self._busy_s.get(role, 0.0) + seconds
 
     def idle_shares(self) -> dict[str, float]:
         """The share of the time since this was last asked that actors of each role did nothing."""
-        with self._busy_lock:
+        with self._counting:
             busy, self._busy_s = self._busy_s, {}
             began, self._busy_since = self._busy_since, time.monotonic()
             span = max(1e-9, self._busy_since - began)
@@ -212,7 +230,7 @@ class Fleet:
                 raise error
             while True:
                 which = self._budget.spend(lost.name, error)
-                self.restarts += 1
+                self.restarted(1)
                 self.waits.say(f"{_headline(error)}; {lost.name} is started again ({which})")
                 try:
                     return self._restart(role, place)
@@ -222,17 +240,21 @@ class Fleet:
     def _restart(self, role: list[Owner], place: int) -> Owner:
         end(role[place])
         began = time.monotonic()
-        role[place] = _started(self._posts[role[place].name])
-        new = role[place]
-        asked = [(new, new.handle.whereabouts.remote())]
-        if role is self.samplers:
-            asked.append((new, new.handle.start.remote()))
-        where = self.waits.get(asked, "starting", self.deadlines.start)[0]
-        role[place] = replace(role[place], where=where)
-        if role is self.samplers and self.catch_up is not None:
-            self.catch_up(role[place])
-        self.waits.say(f"{role[place].name} is back after {time.monotonic() - began:.1f} s")
-        return role[place]
+        new = _started(self._posts[role[place].name])
+        try:
+            asked = [(new, new.handle.whereabouts.remote())]
+            if role is self.samplers:
+                asked.append((new, new.handle.start.remote()))
+            where = self.waits.get(asked, "starting", self.deadlines.start)[0]
+            new = replace(new, where=where)
+            if role is self.samplers and self.catch_up is not None:
+                self.catch_up(new)
+        except BaseException:
+            end(new)
+            raise
+        role[place] = new  # whole: others ask it from now on
+        self.waits.say(f"{new.name} is back after {time.monotonic() - began:.1f} s")
+        return new
 
 
 def _started(post: Post) -> Owner:

@@ -99,7 +99,7 @@ def read_run(folder: Path) -> RunFiles:
 def _scratch_of(config: Mapping[str, Any]) -> Path | None:
     """The run from nothing that `probes.scratch` names."""
     named = (config.get("probes") or {}).get("scratch")
-    return None if named is None else Path(named)
+    return None if named is None else Path(named).expanduser()
 
 
 def page(run: RunFiles) -> str:

@@ -181,8 +181,10 @@ class Sampler:
         return update.version
 
     def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray:
-        """`load`, then what `score` says of `canary`: nothing comes between the two."""
-        self.load(update, payload)
+        """`load`, then what `score` says of `canary`: nothing comes between the two. A newcomer may have
+        caught up with these weights already."""
+        if update.version != self._desk.version:
+            self.load(update, payload)
         return self.score(canary)
 
     def _loader(self) -> Any:

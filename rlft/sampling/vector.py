@@ -214,8 +214,10 @@ class Runner:
         return update.version
 
     def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray:
-        """`load`, then `score`: nothing comes between the two."""
-        self.load(update, payload)
+        """`load`, then `score`: nothing comes between the two. A newcomer may have caught up with these
+        weights already."""
+        if update.version != self._version:
+            self.load(update, payload)
         return self.score(canary)
 
     def score(self, ids: list[int]) -> np.ndarray:

@@ -17,15 +17,21 @@ from rlft.weights.proof import CanaryWatch
 
 
 class Publisher:
-    """Moves every sampler to the learner's weights. canary: token ids `[L]` to compare them on."""
+    """Moves every sampler to the learner's weights. canary: token ids `[L]` to compare them on; in_order:
+    samplers do one thing after the other, so that weights wait for what they were asked before."""
 
-    def __init__(self, cfg: Config, fleet: Fleet, canary: list[int]) -> None:
+    def __init__(
+        self, cfg: Config, fleet: Fleet, canary: list[int], *, in_order: bool = False
+    ) -> None:
         self._fleet, self._canary, self._limit_s = fleet, canary, cfg.deadlines.publish
+        waits = cfg.deadlines.rollout if in_order and cfg.max_staleness else 0
+        self._adopt_limit_s = self._limit_s + waits
         self._watch = CanaryWatch(cfg.model.dtype, cfg.publish.canary_tolerance)
         self._transport = registry.resolve("transport", cfg.publish.transport)
         self._ahead, self._jobs = cfg.max_staleness > 0, itertools.count()
         self._held: WeightUpdate | None = None
         self._own: np.ndarray | None = None
+        self._unproved: set[str] = set()  # newcomers that took what nobody had compared yet
         if self._transport.meets and fleet.samplers:
             # A newcomer cannot join engines that have met: then all of them are started again.
             self._meet(cfg)
@@ -62,17 +68,29 @@ class Publisher:
         adopt = self._of_sampler("adopt", sent, sent.source, self._canary)
         if sent.kind == "noise":
             adopt = self._replay_or_load(sent)
-        answers = fleet.ask([(o, adopt) for o in fleet.samplers], "publish", limit, asked)
+
+        def put() -> None:
+            if not self._transport.meets:
+                # Who is started from now on takes these, before the step that they allow.
+                self._held, self._own = sent, None
+            asked()
+
+        everyone = [(o, adopt) for o in fleet.samplers]
+        answers = fleet.ask(everyone, "publish", self._adopt_limit_s, put)
+        engines = {o.name: a for (o, _), a in zip(everyone, answers, strict=True)}
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
-        else:
-            # A sampler that is started now takes these, and nobody knows yet what they say.
-            self._held, self._own = sent, None
         # After the load, not beside it: on a CPU the threads of both would spin against each other.
-        own = [(o, o.handle.canary.remote(self._canary)) for o in fleet.learners]
-        self._own = fleet.waits.get(own, "canary", limit)[0]
-        engines = {o.name: a for o, a in zip(fleet.samplers, answers, strict=True)}
-        return self._watch.check(self._own, engines, sent.manifest)
+        asking = [(o, o.handle.canary.remote(self._canary)) for o in fleet.learners]
+        own = fleet.waits.get(asking, "canary", limit)[0]
+        with fleet.undisturbed():
+            self._own = own
+            newcomers = [o for o in fleet.samplers if o.name in self._unproved]
+            self._unproved = set()
+        score = self._of_sampler("score", self._canary)
+        scores = fleet.ask([(o, score) for o in newcomers], "canary", self._adopt_limit_s)
+        engines |= {o.name: a for o, a in zip(newcomers, scores, strict=True)}
+        return self._watch.check(own, engines, sent.manifest)
 
     def _replay_or_load(self, sent: WeightUpdate) -> Question:
         """A step for samplers that hold its base; the weights for one that is started meanwhile."""
@@ -103,12 +121,14 @@ class Publisher:
         return ask
 
     def catch_up(self, newcomer: Owner) -> None:
-        """Brings a new sampler to the version that the others hold, with both proofs.
+        """Brings a new sampler to the version that the others hold or were sent, with both proofs: what is
+        being published is compared by `send`. Called while nobody asks anything (`Fleet.undisturbed`).
 
-        Before the first publish, and while one is under way, it holds nothing yet and is sent the
-        next version like the others.
+        Before the first publish, and in turn from the moment that the learner is asked for a version, it
+        holds nothing yet and is sent that version like the others.
         """
-        held, waits, limit = self._held, self._fleet.waits, self._limit_s
+        held, own = self._held, self._own
+        waits, limit = self._fleet.waits, self._limit_s
         if held is None:
             return
         if held.kind == "noise":
@@ -116,7 +136,9 @@ class Publisher:
         waits.get(
             [(newcomer, newcomer.handle.load.remote(held, held.source))], "catching up", limit
         )
-        if self._own is not None:
-            scoring = [(newcomer, newcomer.handle.score.remote(self._canary))]
-            [answer] = waits.get(scoring, "canary", limit)
-            self._watch.check(self._own, {newcomer.name: answer}, held.manifest)
+        if own is None:
+            self._unproved.add(newcomer.name)
+            return
+        scoring = [(newcomer, newcomer.handle.score.remote(self._canary))]
+        [answer] = waits.get(scoring, "canary", limit)
+        self._watch.check(own, {newcomer.name: answer}, held.manifest)

@@ -90,6 +90,12 @@ class Waiting(gymnasium.Env):
             pass
         stretch, step = divmod(Waiting.steps - 1, 4)
         if (HERE / "waits").read_text() != str(os.getpid()):
+            if (HERE / f"dies_at_{stretch}").exists():
+                (HERE / f"dies_at_{stretch}").rename(HERE / "died")
+                (HERE / "died").write_text(str(stretch))
+                os._exit(1)
+            if (HERE / "died").exists():  # this is another process, which begins there
+                stretch += int((HERE / "died").read_text())
             (HERE / f"other_{stretch}").touch()
         elif step == 3 and stretch < 3:
             end = time.monotonic() + 30
@@ -101,16 +107,15 @@ class Waiting(gymnasium.Env):
 '''
 
 
-@pytest.mark.e2e
-def test_runners_wait_for_the_bound_and_not_for_each_other(tmp_path):
-    """Also where the slower one has not yet taken the weights that the bound waits for."""
-    (tmp_path / "waiting.py").write_text(_WAITING)
+def waiting(folder, **changes):
+    """A run of two runners, of which one is the slower."""
+    (folder / "waiting.py").write_text(_WAITING)
     cfg = {
         "name": "ahead",
         "steps": 4,
         "tasks_per_step": 1,
         "max_staleness": 1,
-        "env": {"name": "gym", "id": f"{tmp_path / 'waiting.py'}:Waiting"},
+        "env": {"name": "gym", "id": f"{folder / 'waiting.py'}:Waiting"},
         "algo": {"name": "control_ppo", "steps": 4, "minibatches": 1},
         "model": {"build": {"name": "mlp", "hidden": [4]}, "dtype": "float32"},
         "sampler": {"num": 2},
@@ -119,9 +124,27 @@ def test_runners_wait_for_the_bound_and_not_for_each_other(tmp_path):
         "save": {"every": 0},
         "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60},
     }
-    train(parse_config(cfg, "ahead"), tmp_path / "run")
-    rows = metrics(tmp_path / "run")
+    train(parse_config({**cfg, **changes}, "ahead"), folder / "run")
+    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.e2e
+def test_runners_wait_for_the_bound_and_not_for_each_other(tmp_path):
+    """Also where the slower one has not yet taken the weights that the bound waits for."""
+    rows = waiting(tmp_path)
     assert [row["reward/errors"] for row in rows] == [0, 0, 0, 0]
     assert [row["staleness/max"] for row in rows] == [0, 1, 1, 1]
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["time/lag_wait_s"] >= 0 for line in lines)
+    assert all(row["time/lag_wait_s"] >= 0 for row in rows)
+
+
+@pytest.mark.e2e
+def test_a_runner_lost_while_the_other_is_at_the_step_before_keeps_the_bound(tmp_path):
+    """It has taken the weights of a publish that is not over, and dies at the step that they allow."""
+    (tmp_path / "dies_at_2").touch()
+    rows = waiting(tmp_path, recovery={"max_restarts": 3})
+    assert (tmp_path / "died").read_text() == "2"
+    assert sum(row["recovery/restarts"] for row in rows) == 1
+    assert [row["reward/errors"] for row in rows] == [0, 0, 0, 0]
+    assert [row["staleness/max"] for row in rows] == [0, 1, 1, 1]
+    assert [row["env/steps"] for row in rows] == [8] * 4

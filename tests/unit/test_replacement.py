@@ -1,0 +1,232 @@
+"""A runner is lost while the driver publishes and collects beside each other: whoever is asked holds what
+it should. Actors here are threads that do one thing after the other, as Ray's are; the rest is real."""
+
+import queue
+import threading
+import time
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from rlft.cluster import fleet as fleets
+from rlft.cluster.fleet import Fleet, Post
+from rlft.cluster.waits import Owner
+from rlft.config import parse_config
+from rlft.errors import ActorDied, WeightsMismatch
+from rlft.types import WeightUpdate
+from rlft.weights.publisher import Publisher
+
+
+class Actor:
+    """As a runner or a learner, with a number for weights. stuck: it answers the canary by other ones."""
+
+    def __init__(self, name, start_s=0.0, stuck=False):
+        self.name, self.start_s, self.stuck = name, start_s, stuck
+        self.version, self.log, self.dead = -1, [], False
+        self.inbox, self.asked = queue.Queue(), []
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def __getattr__(self, method):
+        return Remote(self, method)
+
+    def work(self):
+        while True:
+            answer, method, args = self.inbox.get()
+            try:
+                result = getattr(self, f"do_{method}")(*args)
+            except BaseException as error:  # it belongs to who asked
+                result = error
+            if self.dead:
+                return
+            if isinstance(result, BaseException):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+    def kill(self):
+        self.dead = True
+        for answer in self.asked:
+            if not answer.done():
+                answer.set_exception(ActorDied(f"{self.name} died"))
+
+    def do_start(self):
+        time.sleep(self.start_s)
+
+    def do_whereabouts(self):
+        return None
+
+    def do_serve(self, job):
+        return None
+
+    def do_between(self, job, method, *args):
+        return getattr(self, f"do_{method}")(*args)
+
+    def do_load(self, update, payload):
+        if update.version <= self.version:
+            raise WeightsMismatch(f"{self.name} holds {self.version}, was sent {update.version}")
+        self.version = update.version
+
+    def do_score(self, canary):
+        return np.full(4, float(self.version) + 10 * self.stuck)
+
+    def do_adopt(self, update, payload, canary):
+        if update.version != self.version:
+            self.do_load(update, payload)
+        return self.do_score(canary)
+
+    def do_act(self, ticket, seconds):
+        time.sleep(seconds)
+        if not self.dead:
+            self.log.append((ticket, self.version))
+        return self.version
+
+    def do_send(self, version):
+        self.version = version
+        return WeightUpdate(version, version - 1, "full", ())
+
+    do_canary = do_score
+
+
+class Remote:
+    def __init__(self, actor, method):
+        self.actor, self.method = actor, method
+
+    def remote(self, *args):
+        answer = Future()
+        if self.actor.dead:
+            answer.set_exception(ActorDied(f"{self.actor.name} died"))
+        else:
+            self.actor.asked.append(answer)
+            self.actor.inbox.put((answer, self.method, args))
+        return answer
+
+
+class Waits:
+    """As the real one: it looks up when all have answered, and once in a while."""
+
+    def say(self, line): ...
+
+    def get(self, pending, what, deadline_s, revive=None, then=None):
+        waits, values = [answer for _, answer in pending], {}
+        while left := [i for i in range(len(waits)) if i not in values]:
+            until = time.monotonic() + 0.3
+            while time.monotonic() < until and not all(waits[i].done() for i in left):
+                time.sleep(0.002)
+            for i in (i for i in left if waits[i].done()):
+                try:
+                    values[i] = waits[i].result()
+                    assert then is None or then(i, values[i]) is None
+                except ActorDied as error:
+                    if revive is None:
+                        raise
+                    _, waits[i] = revive(i, error)
+        return [values[i] for i in range(len(waits))]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """(fleet of two runners, publisher) one step ahead; `run.newcomer` are the keys of who comes later."""
+    newcomer = {}
+    monkeypatch.setattr(
+        fleets, "_started", lambda post: Owner(post.name, Actor(post.name, **newcomer))
+    )
+    monkeypatch.setattr(fleets, "end", lambda owner: owner.handle.kill())
+    tree = {"name": "x", "steps": 9, "tasks_per_step": 1, "max_staleness": 1, "env": "addition",
+            "algo": "grpo", "model": {"path": "x"}, "sampler": {"num": 2}}  # fmt: skip
+    cfg = parse_config(tree, "test")
+    posts = {
+        role: [Post(name, "", object, (), {}) for name in names]
+        for role, names in {
+            "samplers": ("runner 0", "runner 1"),
+            "learners": ("learner 0",),
+            "rewards": (),
+            "hosts": (),
+        }.items()
+    }
+    fleet = Fleet(cfg, posts, None, Waits())
+    publisher = Publisher(cfg, fleet, [1], in_order=True)
+    publisher.send(0)
+    return fleet, publisher, newcomer
+
+
+def act(fleet, runner, ticket, seconds=0.0):
+    """The version that acted."""
+    owner = fleet.samplers[runner]
+    return fleet.ask([(owner, lambda h: h.act.remote(ticket, seconds))], "rollout", 9)[0]
+
+
+def beside(work, *args):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work(*args)))
+    thread.start()
+    return thread, results
+
+
+def lost_after_it_adopted(run):
+    """Runner 0 takes version 1, begins the ticket that this allows, and dies, while runner 1 is slow."""
+    fleet, publisher, _ = run
+    slow, _ = beside(act, fleet, 1, 1, 0.8)
+    time.sleep(0.1)
+    begun = []
+    victim = fleet.samplers[0].handle
+    threading.Timer(0.2, victim.kill).start()
+    publisher.send(1, lambda: begun.append(beside(act, fleet, 0, 2, 0.4)))
+    slow.join()
+    [(thread, drawn)] = begun
+    thread.join()
+    return victim, drawn
+
+
+def test_who_comes_while_weights_are_published_acts_with_them_and_is_proved(run):
+    fleet, publisher, _ = run
+    victim, drawn = lost_after_it_adopted(run)
+    assert victim.log == [] and victim.version == 1, "it died at the ticket that version 1 allows"
+    assert drawn == [1]
+    assert [o.handle.version for o in fleet.samplers] == [1, 1]
+    assert fleet.restarts() == 1 and fleet.restarts() == 0
+    assert publisher.send(2) == 0
+
+
+def test_who_comes_while_weights_are_published_and_does_not_use_them_is_found(run):
+    run[2]["stuck"] = True
+    with pytest.raises(WeightsMismatch, match="runner 0 does not use the published weights"):
+        lost_after_it_adopted(run)
+
+
+def test_a_publish_waits_for_who_is_being_started_again(run):
+    fleet, publisher, newcomer = run
+    newcomer["start_s"] = 0.5
+    fleet.samplers[0].handle.kill()
+    lane, drawn = beside(act, fleet, 0, 1)
+    time.sleep(0.2)
+    assert publisher.send(1) == 0
+    lane.join()
+    assert drawn == [0], "it was asked before"
+    assert [o.handle.version for o in fleet.samplers] == [1, 1]
+
+
+def test_nobody_asks_who_does_not_hold_the_weights_yet(run):
+    fleet, publisher, newcomer = run
+    publisher.send(1)
+    newcomer["start_s"] = 0.5
+    fleet.samplers[0].handle.kill()
+    lane, _ = beside(act, fleet, 0, 1)
+    time.sleep(0.2)
+    assert act(fleet, 0, 2) == 1
+    assert fleet.share_out([lambda h: h.act.remote(3, 0)] * 2, "evaluation", 9) == [1, 1]
+    lane.join()
+
+
+def test_who_cannot_be_started_is_nobody(run, monkeypatch):
+    fleet, _, _ = run
+    lost = fleet.samplers[0].handle
+    lost.kill()
+
+    def fails(self):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Actor, "do_start", fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        act(fleet, 0, 1)
+    assert fleet.samplers[0].handle is lost
