@@ -1,5 +1,6 @@
 """PPO with its critic, and process supervision, through the whole runtime."""
 
+import shutil
 import subprocess
 import sys
 
@@ -37,10 +38,11 @@ def uninterrupted(tmp_path_factory, ray_cluster, tiny_model):
 def test_a_resumed_run_equals_an_uninterrupted_one_critic_included(
     uninterrupted, tmp_path, tiny_model
 ):
-    folder = tmp_path / "halves"
-    run(folder, tiny_model, steps=2, algo=PPO_KEYS)
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
     assert (folder / "checkpoints/step_000002/critic_state").is_dir()
-    run(folder, tiny_model, resume=True, steps=4, algo=PPO_KEYS)
+    shutil.rmtree(folder / "checkpoints/step_000004")
+    run(folder, tiny_model, resume=True, steps=4, save__every=2, algo=PPO_KEYS)
     assert metrics(folder) == metrics(uninterrupted)
     ours, theirs = weights(folder, 4), weights(uninterrupted, 4)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

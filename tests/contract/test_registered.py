@@ -46,7 +46,11 @@ JUNK = ("", " ", "\x00", "🙂" * 50, "9**9**9", "((((" * 500, "1/0", "answer: "
 
 
 PAIRS = {"env": {"name": "preferences", "chat": False, **NEEDED["preferences"]}}
-ALGO_NEEDS = {"dpo": PAIRS, "kto": PAIRS, "reward_model": {**PAIRS, "sampler__num": 0}}
+ALGO_NEEDS = {
+    "dpo": PAIRS,
+    "kto": PAIRS,
+    "reward_model": {**PAIRS, "sampler__num": 0, "rewards": {"fns": []}},
+}
 """What an algorithm needs besides the tasks and settings of the others."""
 
 
@@ -125,7 +129,7 @@ def test_a_reward_survives_junk_and_gives_the_gold_answer_full_marks(name):
 
 def writing():
     """Algorithms of policies that write; those that other tests run end to end are long ones here."""
-    quick = ("grpo", "mezo", "reward_model", "sft")
+    quick = ("mezo", "reward_model")
     for name in registry.short_names("algo"):
         if not registry.resolve("algo", name).acts:
             yield pytest.param(name, marks=() if name in quick else pytest.mark.long)

@@ -29,7 +29,7 @@ def head():
 @pytest.fixture
 def folder(tmp_path, tiny_model):
     """A folder to submit from, with a short run, one that goes on, and one that cannot be used."""
-    support = ROOT / "tests" / "support" / "small_runs.py"
+    support = ROOT / "tests" / "support" / "plain_rewards.py"
     reward = [{"fn": "reward.py:vowels"}]
     (tmp_path / "reward.py").write_text(support.read_text())
     for name, steps in (("short", 2), ("long", 100_000)):

@@ -84,7 +84,7 @@ def test_a_resumed_run_with_more_engines_equals_an_uninterrupted_one(
 
 
 def test_members_whose_reward_fails_are_asked_again_and_left_out(tmp_path, tiny_model):
-    fns = {"fns": [{"fn": "small_runs:failing"}]}
+    fns = {"fns": [{"fn": "plain_rewards:failing"}]}
     rows, _ = small(tmp_path / "run", tiny_model, rewards=fns, algo={**ES, "population": 12})
     assert any(0 < r["es/lost"] < 12 and r["es/redone"] == r["es/lost"] for r in rows)
 

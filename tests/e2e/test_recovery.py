@@ -41,7 +41,7 @@ def settings(model: Path) -> dict:
         "eval": {"every": 2, "at_start": True, "at_end": True, "max_tasks": 8},
         "sampler__engine": "deaths:Engine",
         "sampler__num": 2,
-        "rewards": {"fns": [{"fn": "deaths:reward", "args": {"folder": deaths}}]},
+        "rewards": {"fns": [{"fn": "planned:reward", "args": {"folder": deaths}}]},
         "algo": {
             "name": "deaths:Algo",
             "group_size": 4,

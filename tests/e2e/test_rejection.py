@@ -1,6 +1,7 @@
 """Rejection sampling and what is trained on its rows, in small real runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def rows(folder: Path):
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory, ray_cluster, tiny_model):
     folder = tmp_path_factory.mktemp("rejection") / "whole"
-    run(folder, tiny_model, steps=3, algo=SAMPLING)
+    run(folder, tiny_model, steps=3, save__every=2, algo=SAMPLING)
     return folder
 
 
@@ -40,8 +41,9 @@ def test_sampling_writes_rows_and_trains_nothing(sampled, tiny_model):
 
 
 def test_a_resumed_sampling_has_the_rows_of_an_uninterrupted_one(sampled, tmp_path, tiny_model):
-    run(tmp_path / "cut", tiny_model, steps=2, algo=SAMPLING)
-    run(tmp_path / "cut", tiny_model, steps=3, algo=SAMPLING, resume=True)
+    shutil.copytree(sampled, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_000003")
+    run(tmp_path / "cut", tiny_model, steps=3, save__every=2, algo=SAMPLING, resume=True)
     assert rows(tmp_path / "cut") == rows(sampled)
     ledgers = [compare([str(f)]).lines[0].curves[0].total for f in (sampled, tmp_path / "cut")]
     assert ledgers[0]["tokens/sampled"] == ledgers[1]["tokens/sampled"] > 0
@@ -49,7 +51,8 @@ def test_a_resumed_sampling_has_the_rows_of_an_uninterrupted_one(sampled, tmp_pa
 
 def test_the_base_model_is_trained_on_the_rows(sampled, tmp_path, tiny_model):
     algo = {"name": "sft", "rows": str(sampled / "rows.jsonl")}
-    run(tmp_path / "run", tiny_model, steps=2, algo=algo, tasks_per_step=8)
+    alone = {"sampler__num": 0, "rewards": {"fns": []}}
+    run(tmp_path / "run", tiny_model, steps=2, algo=algo, tasks_per_step=8, **alone)
     steps = metrics(tmp_path / "run")
     assert [r["rows"] for r in steps] == [8, 8]
     assert all(r["tokens/trained"] > 0 == r["tokens/sampled"] == r["reward/calls"] for r in steps)

@@ -67,6 +67,7 @@ def test_ctrl_c_leaves_nothing_behind(running):
     assert "Traceback" not in output
 
 
+@pytest.mark.long  # test_recovery.py and test_launch.py end such a driver by it too
 def test_sigterm_leaves_nothing_behind(running):
     process, mark = running
     process.send_signal(signal.SIGTERM)

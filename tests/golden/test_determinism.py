@@ -2,6 +2,7 @@
 DeepSpeed."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -27,18 +28,18 @@ def assert_same(a, b):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_two_runs_of_one_seed_are_bit_equal(uninterrupted, tmp_path, tiny_model):
-    run(tmp_path / "again", tiny_model, **SETTINGS)
-    assert_same(uninterrupted, tmp_path / "again")
-
-
-def test_three_steps_and_three_resumed_are_six(uninterrupted, tmp_path, tiny_model):
-    folder = tmp_path / "halves"
-    run(folder, tiny_model, steps=3, **SETTINGS)
-    run(folder, tiny_model, resume=True, **SETTINGS)
+def test_two_runs_of_one_seed_are_bit_equal_and_so_is_one_that_is_resumed(
+    uninterrupted, tmp_path, tiny_model
+):
+    folder = tmp_path / "again"
+    run(folder, tiny_model, **SETTINGS, save__every=3)
+    assert_same(uninterrupted, folder)
+    shutil.rmtree(folder / "checkpoints/step_000006")
+    run(folder, tiny_model, resume=True, **SETTINGS, save__every=3)
     assert_same(uninterrupted, folder)
 
 
+@pytest.mark.long  # seeds of requests and of tasks have unit tests; this is a start of vLLM
 def test_another_seed_is_another_run(uninterrupted, tmp_path, tiny_model):
     run(tmp_path / "other", tiny_model, seed=1, steps=1, **SETTINGS)
     assert metrics(tmp_path / "other")[0]["reward/mean"] != metrics(uninterrupted)[0]["reward/mean"]

@@ -18,6 +18,9 @@ MINE = {"epochs": 2, "minibatches": 2, "group_size": 4, "drop_flat": False}
 ROOM = {"sampler__max_tokens": 16, "steps": 3, "save__every": 0}
 """A demonstration of addition has 14 tokens."""
 
+ALONE = {"sampler__num": 0, "rewards": {"fns": []}}
+"""What learns from demonstrations needs nobody that samples or scores."""
+
 LUFFY = {"reference_loss": {"name": "rlft.losses.guided:LikelihoodRatio"}, "std": "none"}
 
 
@@ -55,7 +58,8 @@ def test_luffy_without_reference_rows_is_grpo_bit_for_bit(grpo, tmp_path, tiny_m
     "prefix",
     [
         {"low": 0.0, "high": 0.0},
-        {"chunks": 5, "high": 0.0},
+        # What is given of chunks, unit/test_reference.py says.
+        pytest.param({"chunks": 5, "high": 0.0}, marks=pytest.mark.long),
     ],
     ids=["share 0", "no chunk"],
 )
@@ -83,7 +87,7 @@ def test_a_whole_prefix_is_the_demonstration_bit_for_bit(tempsamp, tmp_path, tin
 def test_all_rows_given_and_likelihood_alone_is_sft(tmp_path, tiny_model):
     """UFT at p = 1. SFT sees each demonstration once, here four times: equal but for rounding."""
     sft, uft = tmp_path / "sft", tmp_path / "uft"
-    run(sft, tiny_model, **ROOM, algo={"name": "sft"})
+    run(sft, tiny_model, **ROOM, **ALONE, algo={"name": "sft"})
     everything = {"references": 4, "prefix": {"chunks": 5, "high": 1.0}, "reference_loss": None}
     algo = {"name": "tempsamp", "stabiliser": "joint", "sft_coef": 1.0, "drop_flat": False}
     run(uft, tiny_model, **ROOM, algo={**algo, "group_size": 4, **everything})
@@ -142,6 +146,7 @@ def test_a_prefix_is_continued_and_the_policy_s_part_is_corrected(tmp_path, tiny
     assert step["tokens/completion"] == expected
 
 
+@pytest.mark.long  # as unit/test_reference.py says, here through a run
 def test_a_reference_longer_than_the_budget_is_counted_and_the_group_sampled(tmp_path, tiny_model):
     changes = {**ROOM, "sampler__max_tokens": 12, "steps": 1}
     run(tmp_path / "run", tiny_model, **changes, algo={**MINE, "name": "tempsamp"})
@@ -152,13 +157,8 @@ def test_a_reference_longer_than_the_budget_is_counted_and_the_group_sampled(tmp
     assert "reward/given_mean" not in step
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tempsamp",
-        *(pytest.param(n, marks=pytest.mark.long) for n in ("luffy", "srft", "uft", "prefix_rft")),
-    ],
-)
+@pytest.mark.parametrize("name", ["tempsamp", "luffy", "srft", "uft", "prefix_rft"])
+@pytest.mark.long
 def test_a_shipped_method_takes_two_steps(name, tmp_path, tiny_model):
     algo = dict(load_config(ROOT / f"configs/{name}.yaml").algo)
     algo.pop("task_part", None)  # the reward here has other parts

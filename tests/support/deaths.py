@@ -1,47 +1,16 @@
-"""Plug-ins that kill or freeze a process at a planned moment, once.
-
-A plan is a folder of empty files: `rollout.3` is the third `generate` of whichever engine comes there
-first. It is removed on arrival, so the replacement lives. The folder is `deaths` beside the model.
-"""
+"""Plug-ins that kill or freeze a process at a planned moment, once. The plan is the folder `deaths` beside
+the model."""
 
 import os
 import signal
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from small_runs import vowels
+from planned import plan
 
 from algos.grpo import GRPO
 from rlft.losses import ClippedSurrogate
 from rlft.sampling.transformers import TransformersEngine
-
-
-class Plan:
-    """Counts arrivals at each moment, in this process."""
-
-    def __init__(self, folder):
-        self._folder, self._arrivals = Path(folder), Counter()
-
-    def due(self, moment, number=None):
-        """Whether this arrival (the `number`th, by default counted here) is planned for."""
-        self._arrivals[moment] += 1
-        try:
-            (self._folder / f"{moment}.{number or self._arrivals[moment]}").unlink()
-        except FileNotFoundError:
-            return False
-        return True
-
-    def meet(self, moment, number=None, how=signal.SIGKILL, whom=None):
-        if self.due(moment, number):
-            os.kill(whom or os.getpid(), how)
-
-
-_plans = {}
-
-
-def plan(folder):
-    return _plans.setdefault(str(folder), Plan(folder))
 
 
 class Engine(TransformersEngine):
@@ -67,11 +36,6 @@ class Engine(TransformersEngine):
                 yield pair
 
         super().load(halfway())
-
-
-def reward(completion, task, folder=""):
-    plan(folder).meet("reward")
-    return vowels(completion, task)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,13 @@ DROPPED = "model.layers.0.mlp.up_proj.weight"
 SWAPPED = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight")
 
 
-class DroppingTransport(ObjectStore):
-    """Loses a tensor on the way."""
-
-    def receive(self, update, payload):
-        return ((n, t) for n, t in super().receive(update, payload) if n != DROPPED)
-
-
-class SwappingTransport(ObjectStore):
-    """Hands two tensors over under each other's names."""
+class FaultyTransport(ObjectStore):
+    """Loses a tensor on the way, and hands two others over under each other's names."""
 
     def receive(self, update, payload):
         other = dict(zip(SWAPPED, reversed(SWAPPED), strict=True))
-        return ((other.get(n, n), t) for n, t in super().receive(update, payload))
+        held = super().receive(update, payload)
+        return ((other.get(n, n), t) for n, t in held if n != DROPPED)
 
 
 class StaleEngine(TransformersEngine):

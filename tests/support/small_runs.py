@@ -12,19 +12,6 @@ from rlft.config import parse_config
 from rlft.train import train
 
 
-def vowels(completion: str, task: Any) -> dict[str, float]:
-    """A reward that differs between random completions: the share of even digits, and the length."""
-    even = sum(c in "02468" for c in completion)
-    return {"reward": even / 10 + len(completion) / 100, "even": float(even)}
-
-
-def failing(completion, task):
-    """Fails for answers of some members, whenever it is asked."""
-    if completion.startswith(("2", "3")):
-        raise ZeroDivisionError("planned")
-    return vowels(completion, task)
-
-
 def tree(model: Path, **changes: Any) -> dict[str, Any]:
     """The configuration of a six-step GRPO run on `model`; dotted keys change it."""
     base: dict[str, Any] = {
@@ -36,7 +23,7 @@ def tree(model: Path, **changes: Any) -> dict[str, Any]:
         "model": {"path": str(model), "dtype": "float32", "max_length": 64},
         "sampler": {"engine": "transformers", "max_tokens": 12},
         "learner": {"lr": 1e-3, "token_budget": 128},
-        "rewards": {"fns": [{"fn": "small_runs:vowels"}]},
+        "rewards": {"fns": [{"fn": "plain_rewards:vowels"}]},
         "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60, "reward": 60},
     }
     for key, value in changes.items():

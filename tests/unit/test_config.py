@@ -17,6 +17,7 @@ from rlft.schedule import Schedule
 from rlft.yaml_tree import Loader
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+EVERY = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
 
 BASE = """\
 name: base
@@ -325,6 +326,12 @@ def validator():
     whole = schema()
     jsonschema.Draft202012Validator.check_schema(whole)
     return jsonschema.Draft202012Validator(whole)
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_algorithm_of_what_is_shipped_has_the_keys_that_are_given(path):
+    cfg = load_config(path)
+    assert registry.build("algo", cfg.algo).terms is not None
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
