@@ -107,7 +107,7 @@ def main(folder: Path) -> None:
         _note(folder, "resolving the engine and the transport")
         registry.resolve("engine", cfg.sampler.engine)
         registry.resolve("transport", cfg.publish.transport)
-        lines = [*_rewards(cfg, tasks, folder), *turns(cfg, tasks, folder)]
+        lines = [*rewards(cfg, tasks, folder), *turns(cfg, tasks, folder)]
         answer = {"kind": "fine", "lines": lines}
     except DataError as error:
         answer = {"kind": "data", "text": str(error)}
@@ -117,7 +117,8 @@ def main(folder: Path) -> None:
     os.replace(folder / "answer.part", folder / "answer")
 
 
-def _rewards(cfg: Config, tasks: Sequence[Task], folder: Path) -> Iterable[str]:
+def rewards(cfg: Config, tasks: Sequence[Task], folder: Path) -> Iterable[str]:
+    """Scores each task's demonstration and an empty answer. Raises DataError for what a reward raises."""
     from rlft.rewards.functions import is_async
     from rlft.rewards.outcome import score_one
 

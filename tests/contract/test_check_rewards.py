@@ -20,19 +20,35 @@ TASKS = (
 
 
 @pytest.fixture
-def tried(tmp_path, monkeypatch):
-    """Tries a reward of this source; returns what is said of it."""
+def given(tmp_path, monkeypatch):
+    """Writes a reward of this source; returns a configuration that names it."""
     monkeypatch.chdir(tmp_path)
 
-    def attempt(source, tasks=TASKS):
+    def write(source):
         (tmp_path / "mine.py").write_text(source)
         tree = {"name": "c", "steps": 1, "tasks_per_step": 1, "algo": "grpo", "env": "addition"}
         tree |= {"model": {"path": "m"}, "sampler": {"engine": "transformers"}}
-        cfg = parse_config({**tree, "rewards": {"fns": [{"fn": "mine.py:reward"}]}}, "here")
+        return parse_config({**tree, "rewards": {"fns": [{"fn": "mine.py:reward"}]}}, "here")
+
+    return write
+
+
+@pytest.fixture
+def tried(given):
+    """Tries a reward of this source in a process; returns what is said of it."""
+
+    def attempt(source, tasks=TASKS):
+        cfg = given(source)
         algo, _ = check_plugins(cfg)
         return in_worker(cfg, algo, tasks)
 
     return attempt
+
+
+@pytest.fixture
+def tried_here(given, tmp_path):
+    """The same as the process does it, in this one."""
+    return lambda source, tasks=TASKS: list(as_worker.rewards(given(source), tasks, tmp_path))
 
 
 def test_demonstrations_are_told_from_empty_answers(tried):
@@ -40,9 +56,9 @@ def test_demonstrations_are_told_from_empty_answers(tried):
     assert said == ["reward mine.py:reward: 1.00 on 2 demonstrations, 0.00 on 2 empty answers"]
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(tried):
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tried_here):
     with pytest.raises(DataError) as caught:
-        tried("def reward(completion, task): return float(completion == task.info['anwser'])")
+        tried_here("def reward(completion, task): return float(completion == task.info['anwser'])")
     said = str(caught.value)
     assert "fails on '2' to task 't1'" in said and "KeyError: 'anwser'" in said
     assert "in info: answer, level" in said
@@ -56,21 +72,21 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tried):
         ("('demos',)", []),
     ],
 )
-def test_what_a_reward_says_it_needs_is_looked_for(tried, needs, parts):
+def test_what_a_reward_says_it_needs_is_looked_for(tried_here, needs, parts):
     source = f"def reward(completion, task): return 0.0\nreward.needs = {needs}\n"
     if not parts:
-        assert tried(source)
+        assert tried_here(source)
         return
     with pytest.raises(DataError) as caught:
-        tried(source)
+        tried_here(source)
     for part in parts:
         assert part in str(caught.value)
 
 
-def test_a_target_that_is_needed_and_missing(tried):
+def test_a_target_that_is_needed_and_missing(tried_here):
     source = "def reward(completion, task): return 0.0\nreward.needs = ('target',)\n"
     with pytest.raises(DataError, match=r"needs task\.target, and task 'bare' has none"):
-        tried(source, (Task("bare", "?"),))
+        tried_here(source, (Task("bare", "?"),))
 
 
 def test_a_reward_that_raises_only_on_an_empty_answer(tried):

@@ -1,6 +1,7 @@
 """What the learner owes everyone: exact accumulation at every ZeRO stage, on one rank and on two, with
 and without offload; a step that is not finite is skipped on every rank."""
 
+import functools
 import json
 import socket
 import statistics
@@ -110,36 +111,43 @@ def model_folder(tmp_path_factory):
     return save_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def started(model_folder, tmp_path_factory):
+    """For each world size its ranks at work, and the file of their results. Both at once: each waits for
+    others a good part of the time."""
+    kept = kept_files(model_folder, tmp_path_factory.mktemp("kept"))
+    worlds = {}
+    for world in (1, 2):
+        folder = tmp_path_factory.mktemp("learner")
+        cases = [{**c, "model": str(model_folder), **kept} for c in CASES.values()]
+        (folder / "cases.json").write_text(json.dumps(cases))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        files = [folder / "cases.json", folder / "out.pt"]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, WORKER, str(rank), str(world), str(port), *files],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        worlds[world] = (ranks, folder / "out.pt")
+    yield worlds
+    for ranks, _ in worlds.values():
+        for rank in ranks:
+            rank.kill()
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
-def results(request, model_folder, tmp_path_factory):
+def results(request, started):
     """Results of every case at one world size, by name."""
-    world, folder = request.param, tmp_path_factory.mktemp("learner")
-    more = {"model": str(model_folder), **kept_files(model_folder, folder)}
-    cases = [{**c, **more} for c in CASES.values()]
-    (folder / "cases.json").write_text(json.dumps(cases))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                WORKER,
-                str(r),
-                str(world),
-                str(port),
-                folder / "cases.json",
-                folder / "out.pt",
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for r in range(world)
-    ]
+    ranks, out = started[request.param]
     outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)
-    return world, dict(zip(CASES, torch.load(folder / "out.pt", weights_only=False), strict=True))
+    return request.param, dict(zip(CASES, torch.load(out, weights_only=False), strict=True))
 
 
 TEXTS = ("12+7=19", "347+285=632")
@@ -169,6 +177,20 @@ def kept_files(model_folder, folder):
         "tokenizer": str(folder / "tokenizer"),
         "texts": str(folder / "texts.jsonl"),
     }
+
+
+def once(gradient):
+    """Worked out once for a case, whatever the number of ranks that it is compared with."""
+    known = {}
+
+    @functools.wraps(gradient)
+    def known_or_new(model_folder, case):
+        key = json.dumps([str(model_folder), case], sort_keys=True)
+        if key not in known:
+            known[key] = gradient(model_folder, case)
+        return known[key]
+
+    return known_or_new
 
 
 def reference(row):
@@ -216,6 +238,7 @@ def pair_gradient(model_folder, c):
     return {n: p.grad for n, p in model.named_parameters() if n != "lm_head.weight"}
 
 
+@once
 def plain_gradient(model_folder, c):
     """The gradient of one big batch in plain torch, float64, from the formulas."""
     if c["terms"] in ("dpo", "ipo", "kto", "bradley_terry"):
@@ -249,6 +272,7 @@ def relative_error(result, expected):
     return difference / sum(float(g.square().sum()) for g in expected.values()) ** 0.5
 
 
+@once
 def plain_critic_gradients(model_folder, c):
     """Gradients of policy and critic for one big batch, float64, from the formulas of PPO and GAE."""
     policy = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)

@@ -79,22 +79,20 @@ def test_a_submitted_run_ends_with_its_code_and_leaves_its_folder_here(head, fol
     assert not head.commands(), "the job is over, and so is every process of it"
 
 
-def test_a_run_that_is_refused_on_the_cluster_gives_its_own_exit_code(head, folder):
-    there = ["--address", head.address, "--skip-check"]
-    code, said = submit(folder, head.env, "short.yaml", "env.train_size=2", *there)
-    assert code == 2, said
-    assert "only 2 training tasks" in said and "failed with exit code 2" in said
-
-
-def test_options_after_two_dashes_are_those_of_the_run(head, folder):
+def test_options_after_two_dashes_are_those_of_the_run_and_a_refusal_there_is_its_own_exit_code(
+    head, folder
+):
     there = ["--address", head.address, "--skip-check"]
     code, said = submit(folder, head.env, "short.yaml", *there, "--", "--resume")
-    assert code == 2 and "nothing to resume" in said
+    assert code == 2, said
+    assert "nothing to resume" in said and "failed with exit code 2" in said
 
 
 @pytest.fixture
-def following(head, folder):
-    """A submitter that follows a run without end, past its first step; and the job's name."""
+def following(head, folder, request):
+    """A submitter that follows a run without end, past the line that the test names (its first step); and
+    the job's name."""
+    past = getattr(request, "param", "step 1/")
     process = subprocess.Popen(
         command("long.yaml", "--address", head.address, "--skip-check"),
         cwd=folder,
@@ -110,7 +108,7 @@ def following(head, folder):
         lines.append(line)
         if line.startswith("submitted "):
             job = line.split()[1].rstrip(":")
-        if line.startswith("step 1/"):
+        if line.startswith(past):
             break
     else:
         pytest.fail("it ended before its first step:\n" + "".join(lines))
@@ -142,6 +140,7 @@ def test_ray_job_stop_leaves_nothing_behind(head, following):
     assert not head.commands()
 
 
+@pytest.mark.parametrize("following", ["cluster: "], indirect=True, ids=["before its first step"])
 def test_ctrl_c_stops_following_and_says_that_the_job_goes_on(head, following):
     process, job = following
     os.killpg(process.pid, signal.SIGINT)

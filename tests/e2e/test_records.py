@@ -13,10 +13,19 @@ from rlft.replay import replay
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_two_ranks_are_replayed_by_two_actors(tmp_path, tiny_model):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, ray_cluster, tiny_model):
+    """A run on two ranks that a guard stopped after its second step."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    guards = {"truncated": {"above": 0.0, "steps": 2, "action": "stop"}}
     two = {"learner__num": 2, "learner__zero_stage": 1, "algo__drop_flat": False}
-    run(tmp_path / "run", tiny_model, steps=1, record={"bundles": [1]}, **two)
-    assert [r.name for r in replay(tmp_path / "run/bundles/step_000001") if not r.same] == []
+    with pytest.raises(GuardStop, match=r"2 steps in a row.*checkpoint of step 2 was saved"):
+        run(folder, tiny_model, steps=5, record={"bundles": [1]}, guards=guards, **two)
+    return folder
+
+
+def test_two_ranks_are_replayed_by_two_actors(stopped):
+    assert [r.name for r in replay(stopped / "bundles/step_000001") if not r.same] == []
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +117,8 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path):
         find_subject(tmp_path)
 
 
-def test_a_guard_that_stops_saves_first_and_says_why(tmp_path, tiny_model):
-    guards = {"truncated": {"above": 0.0, "steps": 2, "action": "stop"}}
-    with pytest.raises(GuardStop, match=r"2 steps in a row.*checkpoint of step 2 was saved"):
-        run(tmp_path / "run", tiny_model, steps=5, guards=guards, algo__drop_flat=False)
-    assert (tmp_path / "run/checkpoints/step_000002/state.json").is_file()
-    kinds = [json.loads(a)["kind"] for a in (tmp_path / "run/alerts.jsonl").open()]
+def test_a_guard_that_stops_saves_first_and_says_why(stopped):
+    assert (stopped / "checkpoints/step_000002/state.json").is_file()
+    kinds = [json.loads(a)["kind"] for a in (stopped / "alerts.jsonl").open()]
     assert kinds == ["guard", "end"]
-    assert "ended early, after step 2" in (tmp_path / "run/report.html").read_text("utf-8")
+    assert "ended early, after step 2" in (stopped / "report.html").read_text("utf-8")

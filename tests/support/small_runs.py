@@ -24,6 +24,7 @@ def tree(model: Path, **changes: Any) -> dict[str, Any]:
         "sampler": {"engine": "transformers", "max_tokens": 12},
         "learner": {"lr": 1e-3, "token_budget": 128},
         "rewards": {"fns": [{"fn": "plain_rewards:vowels"}]},
+        "cluster": {"cpus": 1},  # one thread an actor: models are tiny, and other tests run beside
         "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60, "reward": 60},
     }
     for key, value in changes.items():
