@@ -67,6 +67,7 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
                 break
             run.turn()
             began = time.monotonic()
+    run.prove()
     run.probing.finish()
     return _result(run)
 

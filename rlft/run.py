@@ -3,6 +3,7 @@ of algorithms."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from rlft.record.summary import staleness
 from rlft.seeding import Key
 from rlft.tasks import TaskStream
 from rlft.types import Group, Task, Ticket, Trajectory, WeightUpdate
-from rlft.weights.publisher import Publisher
+from rlft.weights.publisher import Publisher, Sent
 
 _SKIPS_BEFORE_STOP = 3
 
@@ -58,6 +59,7 @@ class Run:
         self._row = StepRow()
         self._skips = 0
         self._publisher = Publisher(cfg, fleet, canary, in_order=self.in_order)
+        self._sent: deque[Sent] = deque()  # and not yet proved
         self.probing = Probing(cfg, start, folder, fleet.waits, self._write_model)
 
     def collecting(self, ticket: Ticket) -> Any:
@@ -93,7 +95,8 @@ class Run:
         self, update: WeightUpdate | None, finished: Callable[[], None] = lambda: None
     ) -> None:
         """Moves the samplers to the learner's weights, and proves that they got and use them. finished:
-        called when what is collected from then on is collected with these weights."""
+        called when what is collected from then on is collected with these weights. Ahead and `in_order`
+        that is proved later, before anything that these weights sampled is learnt from or evaluated."""
         if update is None:
             return
 
@@ -105,14 +108,25 @@ class Run:
         if self._fleet.samplers:
             self._console.phase("publish", self.step + 1)
             with self._row.timed("publish"):
-                gap = self._publisher.send(update.version, on_their_way)
-                self._row["publish/canary_gap"] = gap
+                self._sent.append(self._publisher.begin(update.version, on_their_way))
+            if not (self.in_order and self.cfg.max_staleness):
+                self.prove()
         self.version = update.version
+
+    def prove(self, version: int | None = None) -> None:
+        """Proves what was published up to `version`, None: all. Raises WeightsMismatch."""
+        while self._sent and (version is None or self._sent[0].update.version <= version):
+            with self._row.timed("publish"):
+                self._row["publish/canary_gap"] = self._publisher.prove(self._sent.popleft())
 
     def learn(self, row: StepRow, groups: list[Group]) -> WeightUpdate | None:
         """The algorithm's `learn` on what was collected, with `row` its metrics; what it starts from is
         kept first, if this step is to be replayed."""
         self._row = row
+        members, _ = members_of(groups)
+        newest = max((m.version[1] for m in members), default=-1)
+        # A sampler that could not take a version has no sample of it, so the bound asks too.
+        self.prove(max(newest, self.version - self.cfg.max_staleness))
         row.update(staleness(groups, self.version))
         self.before_learning(groups)
         return self.algo.learn(self, groups)

@@ -178,6 +178,7 @@ class ControlRun(Run):
     def evaluate(self) -> dict[str, float]:
         """Returns on held-out configurations; appended to `eval.jsonl`."""
         cfg = self.cfg.eval
+        self.prove()
         self._console.phase("evaluate", self.step)
         began = time.monotonic()
         key = self.key.child("eval")

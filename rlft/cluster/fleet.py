@@ -39,6 +39,16 @@ class Post:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions that were put, to whom, and the references of their answers; the last two change where
+    somebody is replaced."""
+
+    questions: list[Question]
+    owners: list[Owner]
+    answers: list[Any]
+
+
 class Fleet:
     """Owners (named handles) of every actor, by role.
 
@@ -88,23 +98,32 @@ class Fleet:
         return self.ask([(owner, ask) for owner in owners], what, deadline_s)
 
     def ask(
-        self,
-        questions: Sequence[tuple[Owner, Question]],
-        what: str,
-        deadline_s: float,
-        asked: Callable[[], None] = lambda: None,
+        self, questions: Sequence[tuple[Owner, Question]], what: str, deadline_s: float
     ) -> list:
         """Puts every question at once; returns the answers in order. Who is lost meanwhile is
         replaced and asked again.
 
-        asked: called when all are put, while nobody is being replaced. Of a question with several answers
-        only the first is fetched: (value, reference, ...).
+        Of a question with several answers only the first is fetched: (value, reference, ...).
         """
+        return self.gather(self.put(questions), what, deadline_s)
+
+    def put(
+        self,
+        questions: Sequence[tuple[Owner, Question]],
+        then: Callable[[], None] = lambda: None,
+    ) -> Asked:
+        """Puts every question at once, for `gather`. then: called when all are put, while nobody is
+        being replaced."""
         with self._replacing:
             now = {owner.name: owner for owner in self.owners}
             owners = [now.get(owner.name, owner) for owner, _ in questions]
             answers = [ask(owner.handle) for owner, (_, ask) in zip(owners, questions, strict=True)]
-            asked()
+            then()
+        return Asked([ask for _, ask in questions], owners, answers)
+
+    def gather(self, asked: Asked, what: str, deadline_s: float) -> list:
+        """Waits for the answers to what was put, as `ask`; the deadline counts from now."""
+        questions, owners, answers = asked.questions, asked.owners, asked.answers
         slow: set[int] = set()
 
         def revive(place: int, error: RlftError) -> tuple[Owner, Any]:
@@ -113,7 +132,7 @@ class Fleet:
                     raise RecoveryFailed(f"a second time, with a new actor: {error}") from error
                 slow.add(place)
             owners[place] = self._replacement(owners[place], error)
-            answers[place] = questions[place][1](owners[place].handle)
+            answers[place] = questions[place](owners[place].handle)
             return owners[place], _first(answers[place])
 
         pending = [(o, _first(a)) for o, a in zip(owners, answers, strict=True)]

@@ -180,10 +180,12 @@ class Sampler:
         self._desk.version = update.version
         return update.version
 
-    def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray:
+    def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray | None:
         """`load`, then what `score` says of `canary`: nothing comes between the two. A newcomer may have
-        caught up with these weights already."""
-        if update.version != self._desk.version:
+        caught up with these weights already, or with later ones: then None."""
+        if update.version < self._desk.version:
+            return None
+        if update.version > self._desk.version:
             self.load(update, payload)
         return self.score(canary)
 

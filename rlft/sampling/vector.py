@@ -213,10 +213,12 @@ class Runner:
         self._version = update.version
         return update.version
 
-    def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray:
+    def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray | None:
         """`load`, then `score`: nothing comes between the two. A newcomer may have caught up with these
-        weights already."""
-        if update.version != self._version:
+        weights already, or with later ones: then None."""
+        if update.version < self._version:
+            return None
+        if update.version > self._version:
             self.load(update, payload)
         return self.score(canary)
 

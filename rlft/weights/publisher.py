@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rlft import registry
-from rlft.cluster.fleet import Fleet, Question
+from rlft.cluster.fleet import Asked, Fleet, Question
 from rlft.cluster.waits import Owner
 from rlft.config import Config
 from rlft.types import WeightUpdate
 from rlft.weights.proof import CanaryWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Weights that samplers were asked to take. canary: what the learner was asked to say of it already."""
+
+    update: WeightUpdate
+    asked: Asked
+    canary: list[tuple[Owner, Any]] | None
 
 
 class Publisher:
@@ -25,7 +35,7 @@ class Publisher:
     ) -> None:
         self._fleet, self._canary, self._limit_s = fleet, canary, cfg.deadlines.publish
         waits = cfg.deadlines.rollout if in_order and cfg.max_staleness else 0
-        self._adopt_limit_s = self._limit_s + waits
+        self._adopt_limit_s, self._in_order = self._limit_s + waits, in_order
         self._watch = CanaryWatch(cfg.model.dtype, cfg.publish.canary_tolerance)
         self._transport = registry.resolve("transport", cfg.publish.transport)
         self._ahead, self._jobs = cfg.max_staleness > 0, itertools.count()
@@ -49,12 +59,16 @@ class Publisher:
         joining += [(o, o.handle.meet.remote(meeting, i)) for i, o in enumerate(fleet.samplers)]
         fleet.waits.get(joining, "joining the transport", limit)
 
-    def send(self, version: int, asked: Callable[[], None] = lambda: None) -> float:
+    def send(self, version: int) -> float:
         """Publishes the weights as `version`; returns the largest canary gap in nats.
 
-        asked: called once every sampler has been asked to take them, before any has answered. Raises
-        WeightsMismatch when an engine was not handed, or does not use, what was published.
+        Raises WeightsMismatch when an engine was not handed, or does not use, what was published.
         """
+        return self.prove(self.begin(version))
+
+    def begin(self, version: int, then: Callable[[], None] = lambda: None) -> Sent:
+        """Asks every sampler to take the weights as `version`. then: called when all are asked, before any
+        has answered. What it returns is to be proved, in order."""
         fleet, limit = self._fleet, self._limit_s
         if not self._ahead:
             # Given up before the next is stored: the object store holds one version, not two. Ahead,
@@ -73,24 +87,39 @@ class Publisher:
             if not self._transport.meets:
                 # Who is started from now on takes these, before the step that they allow.
                 self._held, self._own = sent, None
-            asked()
+            then()
 
-        everyone = [(o, adopt) for o in fleet.samplers]
-        answers = fleet.ask(everyone, "publish", self._adopt_limit_s, put)
-        engines = {o.name: a for (o, _), a in zip(everyone, answers, strict=True)}
+        asked = fleet.put([(o, adopt) for o in fleet.samplers], put)
+        # Before the learner moves on. Where it waits for the samplers, after their loads and not beside
+        # them: on a CPU the threads of both would spin against each other.
+        return Sent(sent, asked, self._asked_learners() if self._in_order and self._ahead else None)
+
+    def prove(self, sent: Sent) -> float:
+        """Waits until every sampler has taken what was sent; returns the largest canary gap in nats.
+
+        Raises WeightsMismatch when an engine was not handed, or does not use, what was published.
+        """
+        fleet, limit = self._fleet, self._limit_s
+        names = [owner.name for owner in sent.asked.owners]
+        answers = fleet.gather(sent.asked, "publish", self._adopt_limit_s)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
-        # After the load, not beside it: on a CPU the threads of both would spin against each other.
-        asking = [(o, o.handle.canary.remote(self._canary)) for o in fleet.learners]
-        own = fleet.waits.get(asking, "canary", limit)[0]
+        own = fleet.waits.get(sent.canary or self._asked_learners(), "canary", limit)[0]
+        newcomers: list[Owner] = []
         with fleet.undisturbed():
-            self._own = own
-            newcomers = [o for o in fleet.samplers if o.name in self._unproved]
-            self._unproved = set()
+            if self._held is sent.update or self._transport.meets:
+                self._own = own
+                newcomers = [o for o in fleet.samplers if o.name in self._unproved]
+                self._unproved = set()
         score = self._of_sampler("score", self._canary)
         scores = fleet.ask([(o, score) for o in newcomers], "canary", self._adopt_limit_s)
+        engines = dict(zip(names, answers, strict=True))
         engines |= {o.name: a for o, a in zip(newcomers, scores, strict=True)}
-        return self._watch.check(own, engines, sent.manifest)
+        known = {name: answer for name, answer in engines.items() if answer is not None}
+        return self._watch.check(own, known, sent.update.manifest)
+
+    def _asked_learners(self) -> list[tuple[Owner, Any]]:
+        return [(o, o.handle.canary.remote(self._canary)) for o in self._fleet.learners]
 
     def _replay_or_load(self, sent: WeightUpdate) -> Question:
         """A step for samplers that hold its base; the weights for one that is started meanwhile."""
@@ -122,7 +151,7 @@ class Publisher:
 
     def catch_up(self, newcomer: Owner) -> None:
         """Brings a new sampler to the version that the others hold or were sent, with both proofs: what is
-        being published is compared by `send`. Called while nobody asks anything (`Fleet.undisturbed`).
+        being published is compared by `prove`. Called while nobody asks anything (`Fleet.undisturbed`).
 
         Before the first publish, and in turn from the moment that the learner is asked for a version, it
         holds nothing yet and is sent that version like the others.

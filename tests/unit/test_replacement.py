@@ -71,7 +71,9 @@ class Actor:
         return np.full(4, float(self.version) + 10 * self.stuck)
 
     def do_adopt(self, update, payload, canary):
-        if update.version != self.version:
+        if update.version < self.version:
+            return None
+        if update.version > self.version:
             self.do_load(update, payload)
         return self.do_score(canary)
 
@@ -171,7 +173,7 @@ def lost_after_it_adopted(run):
     begun = []
     victim = fleet.samplers[0].handle
     threading.Timer(0.2, victim.kill).start()
-    publisher.send(1, lambda: begun.append(beside(act, fleet, 0, 2, 0.4)))
+    publisher.prove(publisher.begin(1, lambda: begun.append(beside(act, fleet, 0, 2, 0.4))))
     slow.join()
     [(thread, drawn)] = begun
     thread.join()
@@ -192,6 +194,21 @@ def test_who_comes_while_weights_are_published_and_does_not_use_them_is_found(ru
     run[2]["stuck"] = True
     with pytest.raises(WeightsMismatch, match="runner 0 does not use the published weights"):
         lost_after_it_adopted(run)
+
+
+def test_two_publishes_are_proved_in_order_also_of_who_came_between_them(run):
+    fleet, publisher, _ = run
+    slow, _ = beside(act, fleet, 1, 1, 0.5)
+    lost, drawn = beside(act, fleet, 0, 1, 0.5)
+    time.sleep(0.1)
+    first, second = publisher.begin(1), publisher.begin(2)
+    fleet.samplers[0].handle.kill()
+    lost.join()
+    assert drawn == [2], "the newcomer holds what was sent last"
+    assert publisher.prove(first) == 0, "which it cannot say anything of any more"
+    assert publisher.prove(second) == 0
+    slow.join()
+    assert [o.handle.version for o in fleet.samplers] == [2, 2]
 
 
 def test_a_publish_waits_for_who_is_being_started_again(run):
