@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 # Extra pytest arguments: make test PYTEST_ARGS="-k group --data DIR"
 PYTEST_ARGS ?=
+# Tests that start a run mostly wait for it. Files stay together: their fixtures are clusters and models.
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # One thread: on few cores the spinning OpenMP threads of several processes starve each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
@@ -19,7 +21,7 @@ quickstart: install ## train the small model of configs/quickstart.yaml
 	.venv/bin/rlft run configs/quickstart.yaml
 
 test: install ## everything but the tests marked long; gpu tests skip themselves without a GPU
-	$(PYTEST) tests -m "not long" $(PYTEST_ARGS)
+	$(PYTEST) tests -m "not long" $(WORKERS) $(PYTEST_ARGS)
 
 test-long: install ## the tests marked long
 	$(PYTEST) tests -m long $(PYTEST_ARGS)

@@ -106,7 +106,7 @@ def unmet(model):
     return sorted(p.name for p in (model / "deaths").iterdir())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_samplers_and_reward_workers_are_replaced_alone(plan, tmp_path, undisturbed, capsys):
     model = plan("worker.1", "rollout.3", "publish.3", "idle.3", "freeze.4")
     run(tmp_path / "run", model, **settings(model), recovery__max_restarts=5)
@@ -123,7 +123,7 @@ def test_samplers_and_reward_workers_are_replaced_alone(plan, tmp_path, undistur
     assert "generate" in stacks, "what the frozen one was doing"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_lost_learner_is_taken_back_to_the_checkpoint(plan, tmp_path, undisturbed, capsys):
     model = plan("learn.1", "learn.20")
     run(tmp_path / "run", model, **settings(model))
@@ -205,7 +205,7 @@ def until(process, start):
     pytest.fail(f"the run ended before it said {start!r}")
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_killed_driver_comes_back_before_and_after_its_first_checkpoint_and_mid_save(
     plan, tmp_path, tmp_path_factory, launch, tiny_model
 ):
@@ -225,7 +225,7 @@ def test_a_killed_driver_comes_back_before_and_after_its_first_checkpoint_and_mi
 
 
 @pytest.mark.long
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_path, launch):
     process = launch(plan(), steps=100_000, **ONE)
     until(process, "step 1/")
@@ -241,7 +241,7 @@ def test_a_killed_driver_leaves_nothing_behind_even_a_frozen_actor(plan, tmp_pat
     assert not gone(launch.mark)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_sigterm_to_a_supervisor_ends_the_run_and_is_not_retried(plan, launch):
     process = launch(plan(), "--retries", "3", steps=100_000, **ONE)
     until(process, "step 1/")
