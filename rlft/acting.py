@@ -8,7 +8,6 @@ runner has its own blocks, and goes from one ticket to the next as soon as that 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,14 +52,13 @@ class Stage:
                 f"step {ticket + 1}: an algorithm collects segments once a step, and before it awaits "
                 f"anything else: they go on where those of the step before ended"
             )
-        lanes = self._fleet.samplers[: len(self._shares)]
         first = ticket not in self._left
         rests = self._left.setdefault(ticket, [None] * len(self._shares))
         after = self._left[ticket + 1] = [None] * len(self._shares)
         answers: list[Any] = [None] * len(self._shares)
 
         def ask(lane: int) -> None:
-            mine = range(lane, len(self._shares), len(lanes))
+            mine = range(lane, len(self._shares), self._lanes.count)
             if not first and any(rests[i] is None for i in mine):
                 raise ActorFailed(f"step {ticket + 1}: what comes before it was not collected")
             runner = self._fleet.samplers[lane]
@@ -76,8 +74,7 @@ class Stage:
                 self._fleet.was_busy("samplers", told[0])
                 answers[index], after[index] = (told, rows), left
 
-        asked = [functools.partial(ask, lane) for lane in range(len(lanes))]
-        _, idle = await self._lanes.each(asked)
+        _, idle = await self._lanes.each(ask)
         members = [
             _member(f"{ticket}.{index}.{i}", task.id, one, version, RowRef(rows, i))
             for index, ((_, version, told), rows) in enumerate(answers)

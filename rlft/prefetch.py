@@ -100,7 +100,8 @@ class _Collector(Generic[T]):
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._moved = asyncio.Event()
-        self._under_way, self._idle_since = 0, time.monotonic()
+        self._under_way: set[asyncio.Task[Any] | None] = set()
+        self._idle_since = time.monotonic()
         self.thread = threading.Thread(target=self._work, name="collect", daemon=True)
 
     def __iter__(self) -> Iterator[tuple[Ticket, T]]:
@@ -142,7 +143,6 @@ class _Collector(Generic[T]):
                 self._changed.notify_all()
 
     async def _all(self) -> None:
-        under_way: set[asyncio.Task[None]] = set()
         begun = 0
         try:
             while await self._may_begin(begun):
@@ -153,14 +153,11 @@ class _Collector(Generic[T]):
                     self._shelf.append((ticket, shelved))
                     self._changed.notify_all()
                 begun += 1
-                self._under_way += 1
-                task = self._loop.create_task(self._one(ticket, shelved))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
+                self._under_way.add(self._loop.create_task(self._one(ticket, shelved)))
                 # It asks for what it needs before the next ticket does.
                 await asyncio.sleep(0)
         finally:
-            await asyncio.gather(*under_way)
+            await asyncio.gather(*filter(None, self._under_way))
 
     async def _one(self, ticket: Ticket, shelved: Future[T]) -> None:
         try:
@@ -168,7 +165,7 @@ class _Collector(Generic[T]):
         except BaseException as error:  # raised where the result is asked for
             shelved.set_exception(error)
             self._stopped = True
-        self._under_way -= 1
+        self._under_way.discard(asyncio.current_task())
         self._idle_since = time.monotonic()
         self._moved.set()
 

@@ -109,7 +109,7 @@ class Run:
             self._console.phase("publish", self.step + 1)
             with self._row.timed("publish"):
                 self._sent.append(self._publisher.begin(update.version, on_their_way))
-            if not (self.in_order and self.cfg.max_staleness):
+            if not self._publisher.later:
                 self.prove()
         self.version = update.version
 
@@ -117,7 +117,8 @@ class Run:
         """Proves what was published up to `version`, None: all. Raises WeightsMismatch."""
         while self._sent and (version is None or self._sent[0].update.version <= version):
             with self._row.timed("publish"):
-                self._row["publish/canary_gap"] = self._publisher.prove(self._sent.popleft())
+                gap = self._publisher.prove(self._sent.popleft())
+            self._row["publish/canary_gap"] = max(gap, self._row.get("publish/canary_gap", 0.0))
 
     def learn(self, row: StepRow, groups: list[Group]) -> WeightUpdate | None:
         """The algorithm's `learn` on what was collected, with `row` its metrics; what it starts from is
@@ -125,7 +126,7 @@ class Run:
         self._row = row
         members, _ = members_of(groups)
         newest = max((m.version[1] for m in members), default=-1)
-        # A sampler that could not take a version has no sample of it, so the bound asks too.
+        # A sampler that never got a version has no sample of it, so the bound asks too.
         self.prove(max(newest, self.version - self.cfg.max_staleness))
         row.update(staleness(groups, self.version))
         self.before_learning(groups)

@@ -204,13 +204,14 @@ class Runner:
     def load(self, update: WeightUpdate, payload: Any) -> int:
         """Replaces the weights, proves what was handed, and returns the new version. Raises
         WeightsMismatch."""
-        handed = self._transport.deliver(_Held(self._policy), update, payload)
-        check_manifest(update.manifest, handed, receiver=self._name)
         if update.version <= self._version:
             raise WeightsMismatch(
                 f"{self._name} holds version {self._version} and was sent version {update.version}"
             )
+        # First of all: where it fails halfway, nothing from here on passes for the version before.
         self._version = update.version
+        handed = self._transport.deliver(_Held(self._policy), update, payload)
+        check_manifest(update.manifest, handed, receiver=self._name)
         return update.version
 
     def adopt(self, update: WeightUpdate, payload: Any, canary: list[int]) -> np.ndarray | None:

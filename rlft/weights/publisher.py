@@ -28,20 +28,22 @@ class Sent:
 
 class Publisher:
     """Moves every sampler to the learner's weights. canary: token ids `[L]` to compare them on; in_order:
-    samplers do one thing after the other, so that weights wait for what they were asked before."""
+    samplers do one thing after the other, so that weights wait for what they were asked before. Ahead
+    (`later`) the learner then need not wait with them: `prove` may come after further publishes."""
 
     def __init__(
         self, cfg: Config, fleet: Fleet, canary: list[int], *, in_order: bool = False
     ) -> None:
         self._fleet, self._canary, self._limit_s = fleet, canary, cfg.deadlines.publish
-        waits = cfg.deadlines.rollout if in_order and cfg.max_staleness else 0
-        self._adopt_limit_s, self._in_order = self._limit_s + waits, in_order
         self._watch = CanaryWatch(cfg.model.dtype, cfg.publish.canary_tolerance)
         self._transport = registry.resolve("transport", cfg.publish.transport)
         self._ahead, self._jobs = cfg.max_staleness > 0, itertools.count()
+        self.later = in_order and self._ahead
+        self._adopt_limit_s = self._limit_s + (cfg.deadlines.rollout if self.later else 0)
         self._held: WeightUpdate | None = None
         self._own: np.ndarray | None = None
-        self._unproved: set[str] = set()  # newcomers that took what nobody had compared yet
+        # What newcomers said of weights that had not been compared yet: (of which, who, answer).
+        self._unproved: list[tuple[WeightUpdate, str, np.ndarray]] = []
         if self._transport.meets and fleet.samplers:
             # A newcomer cannot join engines that have met: then all of them are started again.
             self._meet(cfg)
@@ -92,7 +94,7 @@ class Publisher:
         asked = fleet.put([(o, adopt) for o in fleet.samplers], put)
         # Before the learner moves on. Where it waits for the samplers, after their loads and not beside
         # them: on a CPU the threads of both would spin against each other.
-        return Sent(sent, asked, self._asked_learners() if self._in_order and self._ahead else None)
+        return Sent(sent, asked, self._asked_learners() if self.later else None)
 
     def prove(self, sent: Sent) -> float:
         """Waits until every sampler has taken what was sent; returns the largest canary gap in nats.
@@ -105,18 +107,18 @@ class Publisher:
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
         own = fleet.waits.get(sent.canary or self._asked_learners(), "canary", limit)[0]
-        newcomers: list[Owner] = []
+        known = {n: a for n, a in zip(names, answers, strict=True) if a is not None}
         with fleet.undisturbed():
-            if self._held is sent.update or self._transport.meets:
+            # Each apart: who was lost and who came in its place have one name, and both may have sampled.
+            of_newcomers = [{n: a} for of, n, a in self._unproved if of is sent.update]
+            self._unproved = [u for u in self._unproved if u[0].version > sent.update.version]
+            gaps = [
+                self._watch.check(own, said, sent.update.manifest)
+                for said in (known, *of_newcomers)
+            ]
+            if self._held is sent.update:
                 self._own = own
-                newcomers = [o for o in fleet.samplers if o.name in self._unproved]
-                self._unproved = set()
-        score = self._of_sampler("score", self._canary)
-        scores = fleet.ask([(o, score) for o in newcomers], "canary", self._adopt_limit_s)
-        engines = dict(zip(names, answers, strict=True))
-        engines |= {o.name: a for o, a in zip(newcomers, scores, strict=True)}
-        known = {name: answer for name, answer in engines.items() if answer is not None}
-        return self._watch.check(own, known, sent.update.manifest)
+        return max(gaps)
 
     def _asked_learners(self) -> list[tuple[Owner, Any]]:
         return [(o, o.handle.canary.remote(self._canary)) for o in self._fleet.learners]
@@ -156,18 +158,16 @@ class Publisher:
         Before the first publish, and in turn from the moment that the learner is asked for a version, it
         holds nothing yet and is sent that version like the others.
         """
-        held, own = self._held, self._own
-        waits, limit = self._fleet.waits, self._limit_s
-        if held is None:
+        sent, waits, limit = self._held, self._fleet.waits, self._limit_s
+        if sent is None:
             return
-        if held.kind == "noise":
-            held = self._snapshot(held.version)
+        held = self._snapshot(sent.version) if sent.kind == "noise" else sent
         waits.get(
             [(newcomer, newcomer.handle.load.remote(held, held.source))], "catching up", limit
         )
-        if own is None:
-            self._unproved.add(newcomer.name)
-            return
         scoring = [(newcomer, newcomer.handle.score.remote(self._canary))]
         [answer] = waits.get(scoring, "canary", limit)
-        self._watch.check(own, {newcomer.name: answer}, held.manifest)
+        if self._own is None:
+            self._unproved.append((sent, newcomer.name, answer))
+        else:
+            self._watch.check(self._own, {newcomer.name: answer}, held.manifest)

@@ -38,7 +38,7 @@ from rlft.sampling.vector import (
     to_env,
 )
 from rlft.seeding import Key
-from rlft.types import Episode, Group, RowRef, Task, Trajectory
+from rlft.types import Episode, Group, RowRef, Task, Trajectory, WeightUpdate
 
 CPU = torch.device("cpu")
 
@@ -956,6 +956,20 @@ def test_blocks_that_take_turns_with_the_policy_do_the_same(runner):
     for a, b in zip(strips, theirs, strict=True):
         for field in ("action", "params", "logp", "value", "reward", "state"):
             assert np.array_equal(getattr(a, field), getattr(b, field)), field
+
+
+def test_what_a_runner_does_after_a_load_that_failed_halfway_is_not_of_the_version_before(runner):
+    class Halfway:
+        def deliver(self, engine, update, payload):
+            engine.load([("policy_head.weight", torch.zeros(1))])
+            raise OSError("the rest was lost")
+
+    one = runner()
+    one._transport = Halfway()
+    with pytest.raises(OSError, match="the rest was lost"):
+        one.load(WeightUpdate(3, 2, "full", ()), None)
+    (_, version, _), _, _ = one.segments([0], None, 2, Key(1), Dealer(Key(3)))
+    assert version == 3, "so it is learnt from only after 3 was proved, which it is not"
 
 
 def test_the_share_that_failed_is_of_all_that_were_under_way():

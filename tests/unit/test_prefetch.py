@@ -121,9 +121,11 @@ def test_a_lane_goes_on_to_the_next_piece_of_work_while_another_is_at_the_one_be
         return do
 
     async def both():
-        first = asyncio.ensure_future(lanes.each([work("0 fast"), work("0 slow", slow)]))
+        works = [work("0 fast"), work("0 slow", slow)]
+        first = asyncio.ensure_future(lanes.each(lambda lane: works[lane]()))
         await asyncio.sleep(0.05)
-        second = asyncio.ensure_future(lanes.each([work("1 fast"), work("1 slow")]))
+        then = [work("1 fast"), work("1 slow")]
+        second = asyncio.ensure_future(lanes.each(lambda lane: then[lane]()))
         while "1 fast" not in log:
             await asyncio.sleep(0.005)
         slow.set()

@@ -196,6 +196,28 @@ def test_who_comes_while_weights_are_published_and_does_not_use_them_is_found(ru
         lost_after_it_adopted(run)
 
 
+def test_who_came_between_two_publishes_is_proved_before_its_samples_count(run):
+    fleet, publisher, newcomer = run
+    newcomer["stuck"] = True
+    first = publisher.begin(1)
+    fleet.samplers[0].handle.kill()
+    assert act(fleet, 0, 2) == 1
+    publisher.begin(2)
+    with pytest.raises(WeightsMismatch, match="runner 0 does not use the published weights"):
+        publisher.prove(first)
+
+
+def test_what_a_lost_runner_said_is_not_forgotten_for_who_came_in_its_place(run):
+    fleet, publisher, _ = run
+    fleet.samplers[0].handle.stuck = True
+    first = publisher.begin(1)
+    assert act(fleet, 0, 2) == 1, "it sampled with them"
+    fleet.samplers[0].handle.kill()
+    assert act(fleet, 0, 3) == 1
+    with pytest.raises(WeightsMismatch, match="runner 0 does not use the published weights"):
+        publisher.prove(first)
+
+
 def test_two_publishes_are_proved_in_order_also_of_who_came_between_them(run):
     fleet, publisher, _ = run
     slow, _ = beside(act, fleet, 1, 1, 0.5)
