@@ -123,6 +123,11 @@ class Run:
     def learn(self, row: StepRow, groups: list[Group]) -> WeightUpdate | None:
         """The algorithm's `learn` on what was collected, with `row` its metrics; what it starts from is
         kept first, if this step is to be replayed."""
+        # Between steps the run may have waited for a probe, and an evaluation may have proved what it used.
+        proofs = ("publish/canary_gap",) if self._publisher.later else ()
+        for name in ("time/probe_wait_s", *proofs):
+            if name in self._row:
+                row[name] = self._row[name]
         self._row = row
         members, _ = members_of(groups)
         newest = max((m.version[1] for m in members), default=-1)

@@ -165,9 +165,16 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    held = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    # Blocking them in this thread would not do: the kernel gives them to another, of Ray's, and Python
+    # raises here all the same.
+    held = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(number, signal.SIG_IGN) for number in held]
+    except ValueError:  # not the main thread: nothing is raised in it
+        yield
+        return
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+        for number, handler in zip(held, before, strict=True):
+            signal.signal(number, handler or signal.SIG_DFL)

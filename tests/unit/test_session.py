@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 
@@ -28,3 +30,20 @@ def test_ctrl_c_stays_ctrl_c():
         wait(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, session.Terminated)
+
+
+def test_what_arrives_during_the_clean_up_is_not_heard_whichever_thread_it_reaches():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)  # as Ray's, which block nothing
+    other.start()
+    try:
+        with session._signals_held():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                time.sleep(0.05)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        ended.set()
+        other.join()
+        signal.signal(signal.SIGINT, before)
