@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from rlft.check import check_installation, check_plugins
-from rlft.cluster.fleet import start_fleet
 from rlft.cluster.placement import make_plan
 from rlft.cluster.session import name_accelerator, ray_session
+from rlft.cluster.start_fleet import start_fleet
 from rlft.cluster.waits import Waits, fetch
 from rlft.collect import Collector
 from rlft.config import Config, load_config

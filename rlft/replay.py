@@ -19,9 +19,9 @@ import torch
 
 from rlft import registry
 from rlft.algo import Algo
-from rlft.cluster.fleet import start_fleet
 from rlft.cluster.placement import make_plan
 from rlft.cluster.session import name_accelerator, ray_session
+from rlft.cluster.start_fleet import start_fleet
 from rlft.cluster.waits import Waits
 from rlft.config import Config, Rewards, load_config
 from rlft.credit.decision import NOTHING, ByToken

@@ -19,9 +19,10 @@ from rlft.check import (
     with_plugin_defaults,
 )
 from rlft.cluster.budget import Budget
-from rlft.cluster.fleet import Fleet, start_fleet
+from rlft.cluster.fleet import Fleet
 from rlft.cluster.placement import Plan, make_plan
 from rlft.cluster.session import name_accelerator, private_resources, ray_session
+from rlft.cluster.start_fleet import start_fleet
 from rlft.cluster.waits import Waits
 from rlft.config import Config, load_config
 from rlft.errors import ActorDied, ActorFailed, ConfigError, DeadlineExceeded
