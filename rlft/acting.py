@@ -15,7 +15,7 @@ from typing import Any
 from rlft.cluster.fleet import Fleet, Question
 from rlft.cluster.waits import fetch
 from rlft.config import Config
-from rlft.errors import ActorFailed, EpisodesFailed, PluginError
+from rlft.errors import ActorFailed, CheckpointError, EpisodesFailed, PluginError
 from rlft.lanes import Lanes
 from rlft.record.acted import acted, episodes_of, error_share, samples
 from rlft.record.metrics import StepRow
@@ -69,7 +69,7 @@ class Stage:
                 )
                 for i in mine
             ]
-            found = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
+            found = self._fleet.ask(questions, "rollout", self._fleet.limit_s("rollout"))
             for index, (told, rows, left) in zip(mine, found, strict=True):
                 self._fleet.was_busy("samplers", told[0])
                 answers[index], after[index] = (told, rows), left
@@ -101,7 +101,7 @@ class Stage:
         answers = self._fleet.share_out(
             [_calling("episodes", 2, unit, greedy, record) for unit in units],
             "rollout",
-            self._cfg.deadlines.rollout,
+            self._fleet.limit_s("rollout"),
         )
         found: list[Trajectory] = []
         for unit, ((seconds, version, told), rows) in zip(units, answers, strict=True):
@@ -129,7 +129,7 @@ class Stage:
         return self._fleet.share_out(
             [_calling("film", 1, start, greedy) for start in starts],
             "filming",
-            self._cfg.deadlines.rollout,
+            self._fleet.limit_s("rollout"),
         )
 
     def vines(
@@ -142,7 +142,7 @@ class Stage:
         answers = self._fleet.share_out(
             [_calling("vines", 2, unit, seeds, branching) for unit in units],
             "rollout",
-            self._cfg.deadlines.rollout,
+            self._fleet.limit_s("rollout"),
         )
         found: list[Vines] = []
         for unit, ((seconds, version, told), rows) in zip(units, answers, strict=True):
@@ -177,7 +177,12 @@ class Stage:
         return None if held is None else fetch(held, self._cfg.deadlines.save, "environments")
 
     def put_back(self, ticket: int, left: list[Any]) -> None:
-        """Says where environments are before `ticket`."""
+        """Says where environments are before `ticket`. Raises CheckpointError: they are not as here."""
+        if len(left) != len(self._shares):
+            raise CheckpointError(
+                f"the checkpoint has environments in {len(left)} parts, this run has {len(self._shares)}: "
+                f"with sampler.gpus a part is two blocks, else one. Resume with sampler.gpus as it was"
+            )
         self._left = {ticket: left}
 
 

@@ -6,6 +6,7 @@ put them; a trajectory knows where.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ class Collector:
         self._cfg, self._fleet, self._text = cfg, fleet, text
         self._places = places(cfg.rewards)
         self._table = Table(cfg, fleet, text)
-        self._heard: list[Scored] = []
+        self._heard = threading.local()  # what hosts said to episodes of this thread, not yet told
 
     def sample(
         self,
@@ -58,7 +59,7 @@ class Collector:
                     "environment that answers back; use one without, such as grpo, ppo or sft"
                 )
             groups, told = self._table.play(tasks, n, key, sampling)
-            self._heard += told
+            self._heard.told = [*getattr(self._heard, "told", ()), *told]
             return groups
         asked = [
             self._wanted(
@@ -71,7 +72,7 @@ class Collector:
             (sampler, _generating([a for i in share for a in asked[i].asks], sampling))
             for sampler, share in zip(self._fleet.samplers, split, strict=True)
         ]
-        answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
+        answers = self._fleet.ask(questions, "rollout", self._fleet.limit_s("rollout"))
         demos = _stored([demo for wish in asked for demo in wish.demos])
         groups = []
         for share, ((seconds, version, heads), rows) in zip(split, answers, strict=True):
@@ -113,7 +114,7 @@ class Collector:
         answers = self._fleet.share_out(
             [_evaluating([members[i] for i in unit], drawing, asks, sampling) for unit in units],
             "rollout",
-            self._cfg.deadlines.rollout,
+            self._fleet.limit_s("rollout"),
         )
         columns: list[list[Trajectory]] = [[] for _ in tasks]
         spent = 0.0
@@ -165,7 +166,8 @@ class Collector:
 
     def outcomes(self, groups: Sequence[Group]) -> tuple[list[Group], list[Scored]]:
         """The same groups with an outcome on every member, and what each reward worker said."""
-        heard, self._heard = self._heard, []
+        heard: list[Scored] = getattr(self._heard, "told", [])
+        self._heard.told = []
         if self._fleet.hosts and not self._fleet.rewards:
             return list(groups), heard
         if not self._fleet.rewards:
@@ -177,7 +179,7 @@ class Collector:
             for place in self._places
             for share in shares(len(asked), place.num)
         ]
-        answers = self._fleet.ask(questions, "reward", self._cfg.deadlines.reward)
+        answers = self._fleet.ask(questions, "reward", self._fleet.limit_s("reward"))
         told = iter(answers)
         said = [
             [o for _ in range(place.num) for o in next(told).outcomes] for place in self._places

@@ -51,6 +51,10 @@ class ActorDied(ActorFailed):
     """The process of an actor is gone or frozen: its work was lost, and may be done again."""
 
 
+class SourceLost(ActorDied):
+    """What an actor needs is gone with the process that made it: a new actor in its place helps nothing."""
+
+
 class RecoveryFailed(RlftError, RuntimeError):
     """Something broke again and again, more often than `recovery.max_restarts` allows."""
 

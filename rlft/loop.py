@@ -67,7 +67,9 @@ def loop(run: Run, *, resumed: bool) -> dict[str, float]:
                 break
             run.turn()
             began = time.monotonic()
-    run.prove()
+    run.prove(last=True)
+    if cfg.max_staleness:
+        run.forget_ahead()
     run.probing.finish()
     return _result(run)
 

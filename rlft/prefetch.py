@@ -54,13 +54,14 @@ def prefetch(
         yield _InTurn(iter(tickets), collect)
         return
     collector = _Collector(iter(tickets), collect, ahead, waited)
-    collector.thread.start()
     try:
+        collector.thread.start()
         yield collector
     finally:
         collector.stop()
-        abandon(collector.thread.ident or 0)
-        collector.thread.join()
+        if collector.thread.ident is not None:
+            abandon(collector.thread.ident)
+            collector.thread.join()
 
 
 class _InTurn(Generic[T]):

@@ -113,11 +113,12 @@ class Run:
                 self.prove()
         self.version = update.version
 
-    def prove(self, version: int | None = None) -> None:
-        """Proves what was published up to `version`, None: all. Raises WeightsMismatch."""
+    def prove(self, version: int | None = None, *, last: bool = False) -> None:
+        """Proves what was published up to `version`, None: all. last: nothing is sampled any more. Raises
+        WeightsMismatch."""
         while self._sent and (version is None or self._sent[0].update.version <= version):
             with self._row.timed("publish"):
-                gap = self._publisher.prove(self._sent.popleft())
+                gap = self._publisher.prove(self._sent.popleft(), last=last)
             self._row["publish/canary_gap"] = max(gap, self._row.get("publish/canary_gap", 0.0))
 
     def learn(self, row: StepRow, groups: list[Group]) -> WeightUpdate | None:
@@ -226,6 +227,10 @@ class Run:
         self._fleet.waits.stage = f"step {self.step + 1}"
         if not self.done:
             self._console.phase("collect", self.step + 1)
+
+    def forget_ahead(self) -> None:
+        """Forgets what was collected for steps that the run will not take."""
+        self.records.forget_after(self.step)
 
     def abandon(self, thread: int) -> None:
         """Ends the waits of a thread that collected ahead of a loop that has ended."""

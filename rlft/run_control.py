@@ -178,9 +178,9 @@ class ControlRun(Run):
     def evaluate(self) -> dict[str, float]:
         """Returns on held-out configurations; appended to `eval.jsonl`."""
         cfg = self.cfg.eval
+        began = time.monotonic()
         self.prove()
         self._console.phase("evaluate", self.step)
-        began = time.monotonic()
         key = self.key.child("eval")
         groups = self._stage.episodes(self.held_out, cfg.episodes, key, cfg.greedy, record=False)
         found = acted(groups)

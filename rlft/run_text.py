@@ -65,6 +65,11 @@ class TextRun(Run):
         """Adds to the bundle what came of the step."""
         self._bundles.finish(row)
 
+    def forget_ahead(self) -> None:
+        """Also what rewards said."""
+        super().forget_ahead()
+        self._scoring.account.forget_after(self.step)
+
     def restore_more(self, folder: Path, step: int) -> None:
         """Forgets what rewards said after `step`."""
         self._scoring.account.forget_after(step)

@@ -206,7 +206,7 @@ class Table:
             for owner, own in zip(owners, mine, strict=True)
             if own
         ]
-        answers = self._fleet.ask(questions, "rollout", self._cfg.deadlines.rollout)
+        answers = self._fleet.ask(questions, "rollout", self._fleet.limit_s("rollout"))
         for own, ((seconds, _, heads), rows) in zip(filter(None, mine), answers, strict=True):
             self._fleet.was_busy("samplers", seconds)
             for index, (one, head) in enumerate(zip(own, heads, strict=True)):
@@ -243,7 +243,7 @@ class Table:
             items = [item for one, item in asked if one.host == index]
             if items:
                 questions.append((owner, _answering(items)))
-        return self._fleet.ask(questions, "the environment", self._cfg.deadlines.reward)
+        return self._fleet.ask(questions, "the environment", self._fleet.limit_s("reward"))
 
 
 def _by_host(episodes: Sequence[_Episode]) -> list[_Episode]:

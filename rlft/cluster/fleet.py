@@ -6,9 +6,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -16,7 +16,7 @@ from ray.util.placement_group import remove_placement_group
 from rlft.cluster.budget import Budget
 from rlft.cluster.waits import Owner, Waits, end
 from rlft.config import Config
-from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError
+from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError, SourceLost
 
 Question = Callable[[Any], Any]
 """Puts a question to an actor's handle; returns the reference to its answer, or a list of those. A
@@ -55,6 +55,7 @@ class Fleet:
 
     def __init__(self, cfg: Config, posts: dict[str, list[Post]], group: Any, waits: Waits) -> None:
         self.waits, self.deadlines = waits, cfg.deadlines
+        self._ahead = cfg.max_staleness > 0
         self.shares_gpus = shares_gpus(cfg)
         self.catch_up: Callable[[Owner], None] | None = None
         self._restarts = 0
@@ -108,9 +109,10 @@ class Fleet:
         questions: Sequence[tuple[Owner, Question]],
         then: Callable[[], None] = lambda: None,
     ) -> Asked:
-        """Puts every question at once, for `gather`. then: called when all are put, while nobody is
-        being replaced."""
-        with self._replacing:
+        """Puts every question at once, for `gather`. then: called when all are put, while no sampler is
+        being replaced. A newcomer is asked when it is whole, and samplers meanwhile nothing; others do not
+        wait for that."""
+        with self._replacing if self._of_samplers(questions) else nullcontext():
             now = {owner.name: owner for owner in self.owners}
             owners = [now.get(owner.name, owner) for owner, _ in questions]
             answers = [ask(owner.handle) for owner, (_, ask) in zip(owners, questions, strict=True)]
@@ -137,6 +139,19 @@ class Fleet:
             (value, *answer[1:]) if isinstance(answer, list) else value
             for value, answer in zip(values, answers, strict=True)
         ]
+
+    def gather_left(self, asked: Asked, what: str, deadline_s: float) -> list:
+        """As `gather`, where who is lost need not be started again: None in the place of its answer."""
+        found = []
+        for owner, answer in zip(asked.owners, asked.answers, strict=True):
+            try:
+                found += self.waits.get([(owner, _first(answer))], what, deadline_s)
+            except (ActorDied, DeadlineExceeded) as error:
+                if isinstance(error, SourceLost):
+                    raise
+                self.waits.say(f"{_headline(error)}; it is not needed any more")
+                found.append(None)
+        return found
 
     def share_out(self, questions: Sequence[Question], what: str, deadline_s: float) -> list:
         """Puts each question to whichever sampler is free; returns the answers in the questions' order.
@@ -176,6 +191,16 @@ class Fleet:
         pending = [(o, _first(a)) for o, a in zip(lanes, asked, strict=True)]
         self.waits.get(pending, what, deadline_s, revive, then)
         return answers
+
+    def limit_s(self, work: Literal["rollout", "reward"]) -> float:
+        """How long an answer may take. Ahead, work of the other thread may lie before it on the same actor,
+        which does one thing after the other."""
+        limit: float = getattr(self.deadlines, work)
+        return 2 * limit if self._ahead else limit
+
+    def _of_samplers(self, questions: Sequence[tuple[Owner, Question]]) -> bool:
+        names = set(_names(self.samplers))
+        return any(owner.name in names for owner, _ in questions)
 
     def undisturbed(self) -> AbstractContextManager[Any]:
         """While in it nobody is replaced, and no question is put."""
@@ -249,6 +274,8 @@ class Fleet:
                 self.waits.say(f"{_headline(error)}; {lost.name} is started again ({which})")
                 try:
                     return self._restart(role, place)
+                except SourceLost:
+                    raise
                 except ActorDied as again:
                     error = again
 

@@ -19,7 +19,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlft.cluster import stacks
-from rlft.errors import Abandoned, ActorDied, ActorFailed, DeadlineExceeded, RlftError
+from rlft.errors import Abandoned, ActorDied, ActorFailed, DeadlineExceeded, RlftError, SourceLost
 
 _SLICE_S = 1.0
 """How often a wait looks up: errors of one owner surface this soon while others still work."""
@@ -77,7 +77,8 @@ class Waits:
 
         Raises DeadlineExceeded naming who is late, ActorDied naming whose process is gone or frozen,
         ActorFailed naming who raised; an error of our own family is raised as it is. A death and a
-        deadline go to `revive` instead, if given; the new wait has a deadline of its own.
+        deadline go to `revive` instead, if given; the new wait has a deadline of its own. SourceLost does
+        not: what an owner was to take is gone.
         """
         began = time.monotonic()
         waits = [_Wait(owner, ref, began) for owner, ref in pending]
@@ -89,7 +90,10 @@ class Waits:
             spent = time.monotonic() - min(waits[place].began for place in left)
             pause = max(0.01, min(_SLICE_S, deadline_s - spent))
             few = len(left) if then is None else 1
-            ready, _ = ray.wait([waits[p].ref for p in left], num_returns=few, timeout=pause)
+            refs = [waits[p].ref for p in left]
+            ray.wait(refs, num_returns=few, timeout=pause)
+            # All that are ready: of the others, who is late is taken for lost.
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
             done, now = set(ready), time.monotonic()
             late = [
                 p for p in left if waits[p].ref not in done and now - waits[p].began >= deadline_s
@@ -112,7 +116,7 @@ class Waits:
                     else:
                         self._look_after(wait, what, notice)
                 except (ActorDied, DeadlineExceeded) as error:
-                    if revive is None:
+                    if revive is None or isinstance(error, SourceLost):
                         raise
                     wait.owner, wait.ref = revive(place, error)
                     wait.began = time.monotonic()
@@ -127,6 +131,11 @@ class Waits:
             cause = getattr(error, "cause", None)
             if isinstance(cause, RlftError):
                 raise cause from None
+            if isinstance(cause, ray.exceptions.ObjectLostError):
+                raise SourceLost(
+                    f"{self.stage}: {owner.name} could not take what it was sent at {what}: whoever made "
+                    f"it is gone ({cause})"
+                ) from None
             raise ActorFailed(f"{self.stage}: {owner.name} failed at {what}:\n{error}") from None
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
             raise ActorDied(f"{self.stage}: {owner.name} died at {what}: {error}") from None

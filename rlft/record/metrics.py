@@ -51,6 +51,8 @@ class JsonLines:
 
     def forget_after(self, step: int) -> None:
         """Drops rows of steps after `step`: a resumed run takes them again."""
+        if not self.path.exists():
+            return
         kept = [row for row in self.rows() if row.get("step", 0) <= step]
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8")

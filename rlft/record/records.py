@@ -90,12 +90,16 @@ class Records:
 
     def rewind(self, step: int) -> None:
         """Forgets what lies after `step`: a resumed run takes those steps again."""
-        for lines in (self._metrics, self._evals, self._samples, self._tokens, self._alerts):
-            lines.forget_after(step)
+        self.forget_after(step)
         kept = list(self._metrics.rows())
         self.allowance = Allowance(self._cfg.budget, kept)
         for row in kept:
             self._watch.step(row)
+
+    def forget_after(self, step: int) -> None:
+        """Drops the rows of steps after `step`."""
+        for lines in (self._metrics, self._evals, self._samples, self._tokens, self._alerts):
+            lines.forget_after(step)
 
     @contextmanager
     def open(self) -> Iterator[None]:

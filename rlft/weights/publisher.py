@@ -13,6 +13,7 @@ from rlft import registry
 from rlft.cluster.fleet import Asked, Fleet, Question
 from rlft.cluster.waits import Owner
 from rlft.config import Config
+from rlft.errors import ActorDied, SourceLost
 from rlft.types import WeightUpdate
 from rlft.weights.proof import CanaryWatch
 
@@ -39,7 +40,7 @@ class Publisher:
         self._transport = registry.resolve("transport", cfg.publish.transport)
         self._ahead, self._jobs = cfg.max_staleness > 0, itertools.count()
         self.later = in_order and self._ahead
-        self._adopt_limit_s = self._limit_s + (cfg.deadlines.rollout if self.later else 0)
+        self._adopt_limit_s = self._limit_s + (fleet.limit_s("rollout") if self.later else 0)
         self._held: WeightUpdate | None = None
         self._own: np.ndarray | None = None
         # What newcomers said of weights that had not been compared yet: (of which, who, answer).
@@ -96,14 +97,16 @@ class Publisher:
         # them: on a CPU the threads of both would spin against each other.
         return Sent(sent, asked, self._asked_learners() if self.later else None)
 
-    def prove(self, sent: Sent) -> float:
-        """Waits until every sampler has taken what was sent; returns the largest canary gap in nats.
+    def prove(self, sent: Sent, *, last: bool = False) -> float:
+        """Waits until every sampler has taken what was sent; returns the largest canary gap in nats. last:
+        nobody samples any more, so who is lost is not started again.
 
         Raises WeightsMismatch when an engine was not handed, or does not use, what was published.
         """
         fleet, limit = self._fleet, self._limit_s
         names = [owner.name for owner in sent.asked.owners]
-        answers = fleet.gather(sent.asked, "publish", self._adopt_limit_s)
+        gather = fleet.gather_left if last else fleet.gather
+        answers = gather(sent.asked, "publish", self._adopt_limit_s)
         if self._transport.meets:
             fleet.all(fleet.learners[:1], "release", what="publish", deadline_s=limit)
         own = fleet.waits.get(sent.canary or self._asked_learners(), "canary", limit)[0]
@@ -137,7 +140,10 @@ class Publisher:
         """The weights of `version`, which the learner still holds."""
         first = self._fleet.learners[0]
         asked = [(first, first.handle.snapshot.remote(version))]
-        return self._fleet.waits.get(asked, "a snapshot", self._limit_s)[0]
+        try:
+            return self._fleet.waits.get(asked, "a snapshot", self._limit_s)[0]
+        except ActorDied as error:  # the learner, not the sampler that is to be caught up
+            raise SourceLost(str(error)) from error
 
     def _of_sampler(self, method: str, *args: Any) -> Question:
         """Asks for `method(*args)`: now, or between two tokens if samplers may be decoding."""

@@ -162,20 +162,24 @@ def test_a_runner_lost_while_the_other_is_at_the_step_before_keeps_the_bound(tmp
 
 @pytest.mark.e2e
 def test_what_evaluations_and_probes_prove_and_wait_for_is_in_the_row_of_the_step_after(tmp_path):
+    """And of what was collected for steps that the budget no longer allowed, nothing is left."""
     cfg = {
         "name": "proved",
-        "steps": 3,
+        "steps": 50,
+        "budget": {"env/steps": 48},
         "tasks_per_step": 1,
         "max_staleness": 1,
-        "env": {"name": "minigrid", "configurations": 4, "max_steps": 20},
+        "env": {"name": "minigrid", "configurations": 4, "max_steps": 8},
         "algo": {"name": "control_ppo", "steps": 8, "minibatches": 1},
         "model": {"build": {"name": "mlp", "hidden": [4]}, "dtype": "float32"},
         "runner": {"blocks": 2, "envs": 1},
         "eval": {"every": 1, "max_tasks": 2},
-        "probes": {"every": 1, "fns": [{"name": "restart", "env": {"max_steps": 10}, "tasks": 2}]},
+        "probes": {"every": 1, "fns": [{"name": "restart", "env": {"max_steps": 6}, "tasks": 2}]},
         "save": {"every": 0},
         "deadlines": {"start": 120, "rollout": 60, "learn": 60, "publish": 60},
     }
     train(parse_config(cfg, "proved"), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
     assert all(row["publish/canary_gap"] < 1e-4 and row["time/probe_wait_s"] >= 0 for row in rows)
+    assert {step for step, _ in task_ids(tmp_path / "run")} == {1, 2, 3}

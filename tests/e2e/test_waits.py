@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from rlft.cluster.waits import Owner, Waits
-from rlft.errors import ActorDied, ActorFailed, DeadlineExceeded
+from rlft.errors import ActorDied, ActorFailed, DeadlineExceeded, SourceLost
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -115,3 +115,52 @@ def test_an_actor_that_raised_is_named_with_its_traceback_while_others_still_wor
     assert "sampler 2 failed at rollout" in str(caught.value)
     assert "a column" in str(caught.value)
     assert "in fail" in str(caught.value)
+
+
+def test_who_answered_while_another_was_started_again_is_not_late(owner, waits):
+    @ray.remote(num_cpus=0)
+    def answer():
+        return "answered"
+
+    others = [answer.remote(), answer.remote()]
+    ray.kill(owner.handle)
+    revived = []
+
+    def revive(place, error):
+        revived.append(place)
+        ray.wait(others, num_returns=2, timeout=60)
+        time.sleep(1.1)
+        return Owner("sampler 1"), ray.put("again")
+
+    lost = owner.handle.nap_in_here.remote(60)
+    pending = [(owner, lost), *((Owner(f"sampler {i}"), ref) for i, ref in enumerate(others, 2))]
+    values = waits.get(pending, "rollout", 1.0, revive, then=lambda place, value: None)
+    assert values == ["again", "answered", "answered"]
+    assert revived == [0]
+
+
+def test_what_was_made_by_a_process_that_is_gone_is_nobodys_failure(waits):
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def make(self):
+            return ray.put(b"weights"), os.getpid()
+
+        def act(self, seconds):
+            time.sleep(seconds)
+
+        def take(self, weights):
+            return len(weights)
+
+    learner, runner = Actor.remote(), Actor.remote()
+    (weights, pid), _ = ray.get([learner.make.remote(), runner.take.remote(b"")], timeout=60)
+    runner.act.remote(4)
+    taking = runner.take.remote(weights)  # after that
+    time.sleep(1)
+    os.kill(pid, signal.SIGKILL)
+
+    def revive(place, error):
+        raise AssertionError("the runner is well")
+
+    with pytest.raises(SourceLost, match="runner 0 could not take what it was sent at publish"):
+        waits.get([(Owner("runner 0", runner), taking)], "publish", 60, revive)
+    ray.kill(runner)

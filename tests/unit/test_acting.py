@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from gymnasium import spaces
 
 from rlft import registry
+from rlft.acting import Stage
 from rlft.config import load_config
-from rlft.errors import ConfigError
+from rlft.errors import CheckpointError, ConfigError
 from rlft.policy.actor_critic import (
     ActorCritic,
     Normaliser,
@@ -1002,3 +1004,11 @@ def test_a_policy_that_is_damaged_is_named(tmp_path, harm):
     harm(folder)
     with pytest.raises(ConfigError, match=r"policy' is damaged .*copy or train it again"):
         load_policy(folder, Walk())
+
+
+def test_environments_of_a_checkpoint_that_were_grouped_otherwise_are_refused():
+    cfg = load_config(Path(__file__).parents[2] / "configs/cartpole.yaml", ["runner.blocks=4"])
+    stage = Stage(cfg, SimpleNamespace(waits=SimpleNamespace(abandon=None)), Key(0))
+    stage.put_back(3, [None] * 4)
+    with pytest.raises(CheckpointError, match=r"in 2 parts, this run has 4: .*sampler\.gpus"):
+        stage.put_back(3, [None] * 2)

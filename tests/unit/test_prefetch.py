@@ -208,3 +208,22 @@ def test_an_error_at_the_desk_belongs_to_who_asked():
         desk.ask(1, lambda: 1 / 0)
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_ctrl_c_between_the_start_of_the_thread_and_the_loop_leaves_no_thread(monkeypatch):
+    abandoned, started = [], []
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        prefetch(iter(range(8)), Slow(), ahead=1, abandon=abandoned.append),
+    ):
+        raise AssertionError("the loop was not begun")
+    assert abandoned == [started[0].ident]
+    assert not started[0].is_alive()

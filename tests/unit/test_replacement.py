@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rlft.cluster import fleet as fleets
 from rlft.cluster.fleet import Fleet, Post
 from rlft.cluster.waits import Owner
 from rlft.config import parse_config
-from rlft.errors import ActorDied, WeightsMismatch
+from rlft.errors import ActorDied, SourceLost, WeightsMismatch
 from rlft.types import WeightUpdate
 from rlft.weights.publisher import Publisher
 
@@ -269,3 +270,45 @@ def test_who_cannot_be_started_is_nobody(run, monkeypatch):
     with pytest.raises(RuntimeError, match="no memory"):
         act(fleet, 0, 1)
     assert fleet.samplers[0].handle is lost
+
+
+def test_the_learner_does_not_wait_for_who_is_being_started_again(run):
+    fleet, _, newcomer = run
+    newcomer["start_s"] = 0.8
+    fleet.samplers[0].handle.kill()
+    lane, drawn = beside(act, fleet, 0, 1)
+    time.sleep(0.2)
+    assert fleet.all(fleet.learners, "canary", [1], what="learn", deadline_s=9)[0][0] == 0
+    assert drawn == [], "it is not back yet"
+    lane.join()
+    assert drawn == [0]
+
+
+def test_a_learner_lost_while_a_sampler_is_caught_up_is_not_taken_for_the_sampler(run):
+    fleet, publisher, _ = run
+    publisher._held = replace(
+        publisher._held, kind="noise"
+    )  # then the learner is asked for weights
+    fleet.learners[0].handle.kill()
+    fleet.samplers[0].handle.kill()
+    with pytest.raises(SourceLost, match="learner 0 died"):
+        act(fleet, 0, 1)
+    assert fleet.restarts() == 1
+
+
+def test_at_the_end_who_is_lost_is_not_started_again_and_the_others_are_proved(run):
+    fleet, publisher, _ = run
+    first = publisher.begin(1)
+    fleet.samplers[0].handle.kill()
+    assert publisher.prove(first, last=True) == 0
+    assert fleet.restarts() == 0
+    fleet.samplers[1].handle.stuck = True
+    second = publisher.begin(2)
+    with pytest.raises(WeightsMismatch, match="runner 1 does not use the published weights"):
+        publisher.prove(second, last=True)
+
+
+def test_ahead_an_answer_may_take_as_long_as_what_the_other_thread_asked_and_itself(run):
+    fleet, _, _ = run
+    assert fleet.limit_s("rollout") == 2 * fleet.deadlines.rollout
+    assert fleet.limit_s("reward") == 2 * fleet.deadlines.reward

@@ -1,17 +1,23 @@
 """Turns as tokens and as messages, and the sampler's part of an episode."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from rlft.check import check_plugins
 from rlft.check.as_worker import turns
+from rlft.collect import Collector
 from rlft.config import parse_config
 from rlft.errors import ConfigError, DataError
 from rlft.policy.text import Text
 from rlft.record.summary import collected, sample_rows
 from rlft.rewards.places import host
+from rlft.rewards.scorer import Scored
 from rlft.sampling.sampler import Sampler
 from rlft.sampling.turns import Turn
+from rlft.seeding import Key
 from rlft.turns import added
 from rlft.types import Completion, Group, Outcome, Row, RowRef, Sampling, Task, Trajectory
 
@@ -219,3 +225,29 @@ def test_a_check_plays_a_first_turn_of_each_task(tmp_path):
 def test_a_budget_below_one_turn_is_refused():
     with pytest.raises(ConfigError, match=r"turns.max_tokens \(4 for an episode\) is below"):
         parse_config(tree(turns={"max_tokens": 4}), "turns")
+
+
+def test_an_evaluation_does_not_take_what_was_said_to_episodes_collected_beside_it():
+    cfg = parse_config(tree(), "test")
+    fleet = SimpleNamespace(samplers=[1], hosts=[1], rewards=[])
+    collector = Collector(cfg, fleet, SimpleNamespace(stop_ids=()))
+    collector._table = SimpleNamespace(
+        play=lambda tasks, n, key, sampling: ([], [Scored([], 0, key.path[-1])])
+    )
+    played, evaluated, heard = threading.Event(), threading.Event(), []
+
+    def collect():
+        groups = collector.sample([], 1, Key(0).child("train"), False, None)
+        played.set()
+        evaluated.wait(10)
+        heard.append(collector.outcomes(groups)[1])
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    played.wait(10)
+    groups = collector.sample([], 1, Key(0).child("eval"), True, None)
+    assert [one.printed for one in collector.outcomes(groups)[1]] == ["eval"]
+    evaluated.set()
+    thread.join()
+    assert [one.printed for one in heard[0]] == ["train"]
+    assert collector.outcomes(groups)[1] == [], "it is told once"
