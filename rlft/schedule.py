@@ -127,6 +127,14 @@ class Decay(BaseModel):
     factor: float = Field(gt=0, le=1)
     floor: float = Field(default=0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _falls(self) -> Decay:
+        if self.floor > self.start:
+            raise ValueError(
+                f"a decay falls from `from` to `floor`, got from {self.start:g} and floor {self.floor:g}"
+            )
+        return self
+
     def __call__(self, taken: int) -> float:
         """The value after `taken` optimizer steps."""
         return max(self.floor, self.start * self.factor**taken)

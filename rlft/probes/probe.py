@@ -59,6 +59,11 @@ def probes_of(cfg: Config) -> list[ForgettingProbe]:
                 f"probes.fns: {spec!r:.80} made a {type(one).__name__}, expected a "
                 f"rlft.probes.probe.ForgettingProbe"
             )
+        if not isinstance(getattr(one, "called", None), str):
+            raise ConfigError(
+                f"probes.fns: {type(one).__name__} has no `called`; give it a field `called: str = ...`, "
+                f"which its numbers are named after"
+            )
         found.append(one)
     return found
 

@@ -67,7 +67,7 @@ class Restart(ForgettingProbe):
                 f"the run's: {spaces[1]}, expected {spaces[0]}"
             )
         if self.saved is not None:
-            self._places(one)
+            self._refuse_beyond(one)
             if getattr(one, "snapshots", "copy") == "none":
                 raise ConfigError(
                     "probes.fns: restart: env.snapshots is none, so it cannot be put back into a saved "
@@ -128,6 +128,18 @@ class Restart(ForgettingProbe):
 
         told = numbers(played(env, subject.model, starts, **how))
         return {**told, "unreachable": len(lost) / len(places)} if recorded else told
+
+    def _refuse_beyond(self, env: Any) -> None:
+        """Raises ConfigError: recorded games come to the place after an episode of `env` has ended."""
+        library, places = self._places(env)
+        limit = getattr(getattr(env, "inner", env), "max_steps", None)
+        beyond = [steps for _, steps, _ in places if limit and steps >= limit]
+        if library is not None and beyond:
+            raise ConfigError(
+                f"probes.fns: restart: {len(beyond)} of {len(places)} recorded games are to go on after "
+                f"{min(beyond)} to {max(beyond)} steps, but env.max_steps={limit} ends an episode before. "
+                f"Raise it, in the run or in the probe's `env`, or name a place that comes earlier"
+            )
 
     def _env(self, cfg: Config) -> Any:
         given = {"name": cfg.env} if isinstance(cfg.env, str) else dict(cfg.env)

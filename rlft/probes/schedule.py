@@ -104,13 +104,18 @@ class Probing:
         try:
             [numbers] = self._waits.get([(self._owner, ref)], "probes", limit)
             self._rows.append({"step": step, **numbers})
+            if "failed" in numbers:
+                self._say_failed(step, numbers["failed"])
         except _LOST as error:
             # What a probe says is not worth a run: the row says why it has no numbers.
             self._rows.append({"step": step, "failed": str(error)})
-            self._waits.say(f"probes of step {step} failed: {str(error).splitlines()[0]}")
+            self._say_failed(step, str(error))
             if not isinstance(error, ActorFailed | UserError):
                 self._begin_again()
         shutil.rmtree(model, ignore_errors=True)
+
+    def _say_failed(self, step: int, why: str) -> None:
+        self._waits.say(f"probes of step {step} failed: {why.splitlines()[0]}")
 
     def _begin_again(self) -> None:
         """A new actor, which is asked for what the lost one had not begun."""

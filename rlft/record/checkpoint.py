@@ -163,7 +163,13 @@ def resumable(root: Path, cfg: Config) -> Position:
     """
     newest = newest_checkpoint(root)
     if newest is None:
-        raise CheckpointError(f"nothing to resume: no checkpoint in {root}; run without --resume")
+        what = "run without --resume"
+        if (root.parent / "metrics.jsonl").exists():
+            what = (
+                "this run was stopped before it saved one (save.every); begin again in another folder, or "
+                "remove this one first"
+            )
+        raise CheckpointError(f"nothing to resume: no checkpoint in {root}; {what}")
     state, algo_state = read_checkpoint(newest)
     refuse_foreign(newest, state["identity"], identity(cfg))
     # A run that was killed between its last checkpoint and its result has that result to write.

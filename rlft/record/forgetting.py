@@ -95,8 +95,7 @@ def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
     points = [
         (row["step"], float(row.get(name, 0.0)))
         for row in rows
-        if "failed" not in row
-        and (isinstance(row.get(name), int | float) or (stage and _measured(row, probe)))
+        if isinstance(row.get(name), int | float) or (stage and _measured(row, probe))
     ]
     return np.array([p[0] for p in points]), np.array([p[1] for p in points])
 

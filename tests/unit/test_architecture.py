@@ -17,6 +17,7 @@ BROAD = {
     "cli.py": "the outermost frame: usage errors of typer have no class of ours",
     "cluster/session.py": "whatever ray.init raises at an address is an address that does not work",
     "prefetch.py": "what is raised on the collecting thread is raised again by the loop",
+    "probes/prober.py": "a probe may raise anything; the numbers of the others are not lost for it",
     "policy/start.py": "whatever the hub raises, the model is not to be had",
     "record/checkpoint.py": "whatever stops a write, what is half-written must go",
     "record/records.py": "a report that cannot be written must not hide how the run ended",

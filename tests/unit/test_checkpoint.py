@@ -318,7 +318,9 @@ def test_a_run_whose_model_a_warm_start_made_is_the_same_before_and_after_it():
 
 def test_nothing_to_resume_and_nothing_to_do_say_so(tmp_path):
     root = tmp_path / "checkpoints"
-    assert "nothing to resume" in refusal(resumable, root, CFG)
+    assert "run without --resume" in refusal(resumable, root, CFG)
+    (root.parent / "metrics.jsonl").write_text("")
+    assert "begin again in another folder" in refusal(resumable, root, CFG)
     write(root, 10)
     assert resumable(root, CFG).state["step"] == 10, (
         "killed before its result: that is to be written"

@@ -483,6 +483,10 @@ def test_a_game_is_gone_on_with_from_where_it_first_came_to_a_place(tmp_path):
         DataError, match=r"comes to {'depth': 9}.*The most that is reached: depth 2"
     ):
         Restart(saved=str(DATA), at={"depth": 9}).check(cfg, env)
+    with pytest.raises(
+        ConfigError, match=r"recorded games are to go on after \d+ to \d+ steps, but "
+    ):
+        Restart(saved=str(DATA), at={"depth": 2}, env={"max_steps": 20}).check(cfg, env)
     with pytest.raises(ConfigError, match="no milestone 'floor'; there are depth, dungeon"):
         Restart(saved=str(DATA), at={"floor": 1}).check(cfg, env)
 

@@ -21,7 +21,8 @@ from rlft.errors import ConfigError, DataError
 from rlft.policy.actor_critic import load_policy, new_policy
 from rlft.policy.lm import load_lm
 from rlft.probes import Restart, TeacherLikelihood
-from rlft.probes.probe import Subject
+from rlft.probes.probe import ForgettingProbe, Subject, probes_of
+from rlft.probes.prober import Prober
 from rlft.record.forgetting import curve, forgetting_html, lines, probe_charts
 from rlft.record.report import write_report
 from rlft.record.transfer import area, backward_transfer, forward_transfer
@@ -310,3 +311,39 @@ def test_a_policy_that_was_not_measured_is_measured_when_the_run_is_resumed(tmp_
     assert kept == [0, 1], "steps that are taken again are forgotten"
     forget_records(tmp_path)
     assert not (tmp_path / "probes").exists()
+
+
+class Told(ForgettingProbe):
+    def __init__(self, called, answer):
+        self.called, self.answer = called, answer
+
+    def __call__(self, subject):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def test_a_probe_that_fails_takes_no_numbers_from_the_others(monkeypatch, tmp_path):
+    probes = [
+        Told("near", {"return": 1}),
+        Told("far", ArithmeticError("no far room")),
+        Told("number", 3.0),
+        Told("moved", {"return": 2.0}),
+    ]
+    monkeypatch.setattr("rlft.probes.prober.probes_of", lambda cfg: probes)
+    prober = Prober.__new__(Prober)
+    prober._cfg, prober._start = parse_config(TREE, "test"), tmp_path
+    found = prober.measure(tmp_path)
+    assert (found["near/return"], found["moved/return"]) == (1.0, 2.0)
+    assert found["failed"].startswith("far: ArithmeticError: no far room\n")
+    assert "number: AttributeError" in found["failed"]
+    rows = [{"step": 0, **found}, {"step": 1, "near/return": 3.0}]
+    assert curve(rows, "near/return")[1].tolist() == [1.0, 3.0]
+    assert curve(rows, "far/stage_1")[1].tolist() == []
+
+
+def test_a_probe_without_a_name_is_refused(monkeypatch):
+    monkeypatch.setattr("rlft.registry.build", lambda kind, spec: ForgettingProbe())
+    cfg = parse_config({**TREE, "probes": {"fns": ["x.py:NoName"]}}, "test")
+    with pytest.raises(ConfigError, match="ForgettingProbe has no `called`; give it a field"):
+        probes_of(cfg)

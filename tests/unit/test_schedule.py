@@ -5,7 +5,7 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
-from rlft.schedule import Schedule, value_at
+from rlft.schedule import Decay, Schedule, value_at
 
 KINDS = ("linear", "cosine", "exponential")
 ENDS = [(1.0, 0.01), (0.001, 2.0), (3e-4, 3e-4)]
@@ -76,3 +76,9 @@ def test_nonsense_is_refused(wrong):
 def test_a_number_is_the_same_at_every_step():
     assert {value_at(0.5, step) for step in range(5)} == {0.5}
     assert value_at(Schedule(start=1.0, end=0.0, steps=4), 1) == 0.75
+
+
+def test_a_decay_falls():
+    assert Decay.model_validate({"from": 0.5, "factor": 0.5, "floor": 0.5})(3) == 0.5
+    with pytest.raises(ValidationError, match=r"got from 0\.1 and floor 0\.5"):
+        Decay.model_validate({"from": 0.1, "factor": 0.5, "floor": 0.5})
