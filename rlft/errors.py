@@ -51,8 +51,9 @@ class ActorDied(ActorFailed):
     """The process of an actor is gone or frozen: its work was lost, and may be done again."""
 
 
-class SourceLost(ActorDied):
-    """What an actor needs is gone with the process that made it: a new actor in its place helps nothing."""
+class SourceLost(ActorFailed):
+    """What an actor needs is gone with the process that made it. No `ActorDied`: a new actor in its place
+    helps nothing."""
 
 
 class RecoveryFailed(RlftError, RuntimeError):

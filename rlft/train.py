@@ -25,7 +25,7 @@ from rlft.cluster.session import name_accelerator, private_resources, ray_sessio
 from rlft.cluster.start_fleet import start_fleet
 from rlft.cluster.waits import Waits
 from rlft.config import Config, load_config
-from rlft.errors import ActorDied, ActorFailed, ConfigError, DeadlineExceeded
+from rlft.errors import ActorDied, ActorFailed, ConfigError, DeadlineExceeded, SourceLost
 from rlft.loop import loop
 from rlft.policy.start import folder_of, policy_folder, start_folder
 from rlft.record.checkpoint import Position, newest_checkpoint, resumable
@@ -169,7 +169,7 @@ def _until_done(attempt: _Attempt, position: Position | None, restarts: int) -> 
                     return loop(run, resumed=position is not None)
         except (ActorFailed, DeadlineExceeded) as error:
             step = run.step if run else began_at
-            if not isinstance(error, ActorDied):
+            if not isinstance(error, ActorDied | SourceLost):
                 # What raises may raise again: once more is worth a try if it has worked before.
                 if step in (began_at, raised_at):
                     raise

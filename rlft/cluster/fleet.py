@@ -16,7 +16,7 @@ from ray.util.placement_group import remove_placement_group
 from rlft.cluster.budget import Budget
 from rlft.cluster.waits import Owner, Waits, end
 from rlft.config import Config
-from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError, SourceLost
+from rlft.errors import ActorDied, DeadlineExceeded, RecoveryFailed, RlftError
 
 Question = Callable[[Any], Any]
 """Puts a question to an actor's handle; returns the reference to its answer, or a list of those. A
@@ -147,8 +147,6 @@ class Fleet:
             try:
                 found += self.waits.get([(owner, _first(answer))], what, deadline_s)
             except (ActorDied, DeadlineExceeded) as error:
-                if isinstance(error, SourceLost):
-                    raise
                 self.waits.say(f"{_headline(error)}; it is not needed any more")
                 found.append(None)
         return found
@@ -274,8 +272,6 @@ class Fleet:
                 self.waits.say(f"{_headline(error)}; {lost.name} is started again ({which})")
                 try:
                     return self._restart(role, place)
-                except SourceLost:
-                    raise
                 except ActorDied as again:
                     error = again
 

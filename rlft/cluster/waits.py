@@ -116,7 +116,7 @@ class Waits:
                     else:
                         self._look_after(wait, what, notice)
                 except (ActorDied, DeadlineExceeded) as error:
-                    if revive is None or isinstance(error, SourceLost):
+                    if revive is None:
                         raise
                     wait.owner, wait.ref = revive(place, error)
                     wait.began = time.monotonic()

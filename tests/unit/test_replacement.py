@@ -166,6 +166,15 @@ def beside(work, *args):
     return thread, results
 
 
+def being_started_again(fleet, newcomer, start_s):
+    """Runner 0 was lost, and whoever asked it for a ticket waits until the new one is up."""
+    newcomer["start_s"] = start_s
+    fleet.samplers[0].handle.kill()
+    asking = beside(act, fleet, 0, 1)
+    time.sleep(0.2)
+    return asking
+
+
 def lost_after_it_adopted(run):
     """Runner 0 takes version 1, begins the ticket that this allows, and dies, while runner 1 is slow."""
     fleet, publisher, _ = run
@@ -236,10 +245,7 @@ def test_two_publishes_are_proved_in_order_also_of_who_came_between_them(run):
 
 def test_a_publish_waits_for_who_is_being_started_again(run):
     fleet, publisher, newcomer = run
-    newcomer["start_s"] = 0.5
-    fleet.samplers[0].handle.kill()
-    lane, drawn = beside(act, fleet, 0, 1)
-    time.sleep(0.2)
+    lane, drawn = being_started_again(fleet, newcomer, 0.5)
     assert publisher.send(1) == 0
     lane.join()
     assert drawn == [0], "it was asked before"
@@ -249,10 +255,7 @@ def test_a_publish_waits_for_who_is_being_started_again(run):
 def test_nobody_asks_who_does_not_hold_the_weights_yet(run):
     fleet, publisher, newcomer = run
     publisher.send(1)
-    newcomer["start_s"] = 0.5
-    fleet.samplers[0].handle.kill()
-    lane, _ = beside(act, fleet, 0, 1)
-    time.sleep(0.2)
+    lane, _ = being_started_again(fleet, newcomer, 0.5)
     assert act(fleet, 0, 2) == 1
     assert fleet.share_out([lambda h: h.act.remote(3, 0)] * 2, "evaluation", 9) == [1, 1]
     lane.join()
@@ -274,10 +277,7 @@ def test_who_cannot_be_started_is_nobody(run, monkeypatch):
 
 def test_the_learner_does_not_wait_for_who_is_being_started_again(run):
     fleet, _, newcomer = run
-    newcomer["start_s"] = 0.8
-    fleet.samplers[0].handle.kill()
-    lane, drawn = beside(act, fleet, 0, 1)
-    time.sleep(0.2)
+    lane, drawn = being_started_again(fleet, newcomer, 0.8)
     assert fleet.all(fleet.learners, "canary", [1], what="learn", deadline_s=9)[0][0] == 0
     assert drawn == [], "it is not back yet"
     lane.join()
